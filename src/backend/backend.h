@@ -1,0 +1,113 @@
+// What a model may ask of a device: memory, packed weights, and a dozen operations on rows of floats.
+// Owns nothing of the model. Refuses at planning time (attention_support); operations themselves cannot fail.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "backend/plan.h"
+#include "base/result.h"
+#include "codec/types.h"
+
+namespace bantam {
+
+// Inputs of matrix products: rounded to int8 (NUMERICS rule 3) or left as floats (tests, measuring the cache alone).
+enum class ActType { i8, f32 };
+
+// A packed matrix in device memory, y = W x with W (rows, cols).
+struct Matrix {
+  WeightType type = WeightType::f32;
+  int rows = 0;
+  int cols = 0;
+  std::byte* data = nullptr;
+};
+
+// One product of a matmul call: y[row * ldy + r] (+)= w[r] . x[row].
+struct MatmulOut {
+  const Matrix* w = nullptr;
+  float* y = nullptr;
+  int64_t ldy = 0;
+  bool add = false;
+  int act_block = 0;  // 0: unrounded floats, else values sharing one int8 scale
+};
+
+// A row of a batch as attention sees it.
+struct AttendRow {
+  int32_t pos = 0;                   // position in its sequence
+  int32_t run = 0;                   // rows of one sequence in one batch are one run, contiguous and ascending
+  const int32_t* pages = nullptr;    // page numbers of the sequence, [pos / 256 + 1] at least
+};
+
+struct AttendStep {
+  const AttentionPlan* plan = nullptr;
+  std::span<const AttendRow> rows;
+  std::byte* k_pages = nullptr;      // this layer: page n at n * kv_heads * 8 * tile_bytes_k
+  std::byte* v_pages = nullptr;
+  float* q = nullptr;                // [rows][n_heads * head_dim], overwritten
+  float* k = nullptr;                // [rows][n_kv_heads * head_dim], overwritten
+  float* v = nullptr;                // [rows][n_kv_heads * head_dim], overwritten
+  const float* q_norm = nullptr;     // [head_dim] or null
+  const float* k_norm = nullptr;
+  float norm_eps = 0;
+  const float* cos = nullptr;        // [rows][rope_dims / 2]
+  const float* sin = nullptr;
+  int rope_dims = 0;
+  bool rope_interleaved = false;
+  float* out = nullptr;              // [rows][n_heads * head_dim]
+};
+
+// The largest shapes a model will ask for, to reserve scratch once.
+struct ComputeShape {
+  int max_rows = 0;
+  int max_cols = 0;      // widest matrix input
+  int n_heads = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;    // "CPU"
+  virtual std::string isa() const = 0;     // "avx512"
+  virtual std::string device() const = 0;  // the processor's own name
+  virtual int n_threads() const = 0;
+  virtual int n_threads_batch() const = 0;
+
+  // ---- planning
+  virtual Status attention_support(KvType k, KvType v, const AttentionShape& shape) const = 0;
+  virtual int64_t matrix_bytes(WeightType type, int rows, int cols) const = 0;
+  virtual int64_t scratch_bytes(const ComputeShape& shape) const = 0;
+
+  // ---- memory: zeroed, resident, 64-byte aligned, freed with the backend
+  virtual Result<std::byte*> allocate(int64_t bytes, const char* what) = 0;
+  virtual Status reserve(const ComputeShape& shape) = 0;
+  virtual void zero(std::byte* data, int64_t bytes) = 0;
+  // n_rows rows of GGUF blocks into rows [row0, row0 + n_rows) of w; row0 a multiple of 16.
+  virtual void pack(const Matrix& w, int row0, int n_rows, const std::byte* rows) = 0;
+
+  // ---- operations
+  virtual void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) = 0;
+  // y[row] = rms_norm(x[row]) * w, rows of n values
+  virtual void norm(const float* x, const float* w, float eps, int n_rows, int n, float* y) = 0;
+  // All products read the same rows x: [n_rows][cols of the matrices].
+  virtual void matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) = 0;
+  // gate[row] = silu(gate[row]) * up[row]
+  virtual void silu_mul(float* gate, const float* up, int n_rows, int n) = 0;
+  // QK norm, RoPE, rotation, store of K and V, then attention of every row over its sequence.
+  virtual void attend(const AttendStep& step) = 0;
+  // Erases positions [from, 32) of one tile of K and V.
+  virtual void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile, int from) = 0;
+};
+
+// Read bandwidth and int8 peak of a machine, measured now (DESIGN section 1).
+struct MachineSpeed {
+  double read_gb_s = 0;
+  double int8_gmac_s = 0;  // 0 where no peak is defined for the instruction set
+  double clock_ghz = 0;
+};
+
+}  // namespace bantam

@@ -1,0 +1,100 @@
+#include "base/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace bantam {
+
+namespace {
+
+std::string reason(const std::string& path, const char* what) {
+  return "cannot " + std::string(what) + " '" + path + "': " + std::strerror(errno);
+}
+
+}  // namespace
+
+Result<MappedFile> MappedFile::open(const std::string& path) {
+  MappedFile file;
+  file.path_ = path;
+  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file.fd_ < 0) return refused(reason(path, "open"));
+  struct stat info {};
+  if (::fstat(file.fd_, &info) != 0) return failed(reason(path, "stat"));
+  if (!S_ISREG(info.st_mode)) return refused("'" + path + "' is not a regular file");
+  if (info.st_size <= 0) return refused("'" + path + "' is empty (0 bytes)");
+  file.size_ = static_cast<uint64_t>(info.st_size);
+  void* data = ::mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, file.fd_, 0);
+  if (data == MAP_FAILED) return failed(reason(path, "map"));
+  file.data_ = static_cast<const std::byte*>(data);
+  file.owns_mapping_ = true;
+  // Only the header is read through the mapping; read-ahead would make weights resident a second time.
+  ::madvise(data, file.size_, MADV_RANDOM);
+  return file;
+}
+
+MappedFile MappedFile::from_memory(std::span<const std::byte> bytes, std::string name) {
+  MappedFile file;
+  file.path_ = std::move(name);
+  file.data_ = bytes.data();
+  file.size_ = bytes.size();
+  return file;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  if (this == &other) return *this;
+  close();
+  path_ = std::move(other.path_);
+  data_ = std::exchange(other.data_, nullptr);
+  size_ = std::exchange(other.size_, 0);
+  fd_ = std::exchange(other.fd_, -1);
+  owns_mapping_ = std::exchange(other.owns_mapping_, false);
+  return *this;
+}
+
+MappedFile::~MappedFile() { close(); }
+
+void MappedFile::close() {
+  if (owns_mapping_) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) ::close(fd_);
+  owns_mapping_ = false;
+  fd_ = -1;
+}
+
+Status MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
+  if (offset > size_ || out.size() > size_ - offset) {
+    return failed("'" + path_ + "' ends at byte " + std::to_string(size_) + ", wanted " +
+                  std::to_string(out.size()) + " bytes at " + std::to_string(offset));
+  }
+  if (fd_ < 0) {
+    std::memcpy(out.data(), data_ + offset, out.size());
+    return Ok{};
+  }
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t n = ::pread(fd_, out.data() + done, out.size() - done,
+                              static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return failed(reason(path_, "read"));
+    if (n == 0) {
+      return failed("'" + path_ + "' became shorter while it was read: nothing at byte " +
+                    std::to_string(offset + done));
+    }
+    done += static_cast<size_t>(n);
+  }
+  return Ok{};
+}
+
+void MappedFile::drop(uint64_t offset, uint64_t n_bytes) const {
+  if (fd_ < 0) return;
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(n_bytes), POSIX_FADV_DONTNEED);
+}
+
+}  // namespace bantam

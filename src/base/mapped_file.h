@@ -1,0 +1,44 @@
+// A read-only file: mapped for its header, read by pieces for its tensors (so that pages do not stay resident twice).
+// Owns the descriptor and the mapping. Refuses directories, empty files and files that cannot be opened, with the reason.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+
+namespace bantam {
+
+class MappedFile {
+ public:
+  static Result<MappedFile> open(const std::string& path);
+  // Wraps bytes that live as long as the program (the built-in model).
+  static MappedFile from_memory(std::span<const std::byte> bytes, std::string name);
+
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+  // Copies [offset, offset + out.size()) into out with pread (never through the mapping). Short files are an Error.
+  Status read(uint64_t offset, std::span<std::byte> out) const;
+  // Drops the pages of the range from this process and, for files, from the page cache.
+  void drop(uint64_t offset, uint64_t n_bytes) const;
+
+ private:
+  MappedFile() = default;
+  void close();
+
+  std::string path_;
+  const std::byte* data_ = nullptr;
+  uint64_t size_ = 0;
+  int fd_ = -1;
+  bool owns_mapping_ = false;
+};
+
+}  // namespace bantam

@@ -1,0 +1,13 @@
+// The scalar table: included by isa_scalar.cc and isa_scalar_fma.cc, each in its own anonymous namespace.
+#include "cpu/kernels.h"
+#include "cpu/weights_scalar.inl"
+#include "cpu/attend_scalar.inl"
+
+namespace bantam {
+namespace {
+void fill_all(Kernels& table) {
+  fill_weights_scalar(table);
+  fill_attend_scalar(table);
+}
+}  // namespace
+}  // namespace bantam
