@@ -1,5 +1,6 @@
-// What a model may ask of a device: memory, packed weights, and a dozen operations on rows of floats.
-// Owns nothing of the model. Refuses at planning time (attention_support); operations themselves cannot fail.
+// What a model may ask of a device: memory, packed weights, and a dozen operations on rows of
+// floats. Owns nothing of the model. Refuses at planning time (attention_support); operations
+// themselves cannot fail.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,8 @@
 
 namespace bantam {
 
-// Inputs of matrix products: rounded to int8 (NUMERICS rule 3) or left as floats (tests, measuring the cache alone).
+// Inputs of matrix products: rounded to int8 (NUMERICS rule 3) or left as floats (tests, measuring
+// the cache alone).
 enum class ActType { i8, f32 };
 
 // A packed matrix in device memory, y = W x with W (rows, cols).
@@ -35,33 +37,33 @@ struct MatmulOut {
 
 // A row of a batch as attention sees it.
 struct AttendRow {
-  int32_t pos = 0;                   // position in its sequence
-  int32_t run = 0;                   // rows of one sequence in one batch are one run, contiguous and ascending
-  const int32_t* pages = nullptr;    // page numbers of the sequence, [pos / 256 + 1] at least
+  int32_t pos = 0;  // position in its sequence
+  int32_t run = 0;  // rows of one sequence in one batch are one run, contiguous and ascending
+  const int32_t* pages = nullptr;  // page numbers of the sequence, [pos / 256 + 1] at least
 };
 
 struct AttendStep {
   const AttentionPlan* plan = nullptr;
   std::span<const AttendRow> rows;
-  std::byte* k_pages = nullptr;      // this layer: page n at n * kv_heads * 8 * tile_bytes_k
+  std::byte* k_pages = nullptr;  // this layer: page n at n * kv_heads * 8 * tile_bytes_k
   std::byte* v_pages = nullptr;
-  float* q = nullptr;                // [rows][n_heads * head_dim], overwritten
-  float* k = nullptr;                // [rows][n_kv_heads * head_dim], overwritten
-  float* v = nullptr;                // [rows][n_kv_heads * head_dim], overwritten
-  const float* q_norm = nullptr;     // [head_dim] or null
+  float* q = nullptr;             // [rows][n_heads * head_dim], overwritten
+  float* k = nullptr;             // [rows][n_kv_heads * head_dim], overwritten
+  float* v = nullptr;             // [rows][n_kv_heads * head_dim], overwritten
+  const float* q_norm = nullptr;  // [head_dim] or null
   const float* k_norm = nullptr;
   float norm_eps = 0;
-  const float* cos = nullptr;        // [rows][rope_dims / 2]
+  const float* cos = nullptr;  // [rows][rope_dims / 2]
   const float* sin = nullptr;
   int rope_dims = 0;
   bool rope_interleaved = false;
-  float* out = nullptr;              // [rows][n_heads * head_dim]
+  float* out = nullptr;  // [rows][n_heads * head_dim]
 };
 
 // The largest shapes a model will ask for, to reserve scratch once.
 struct ComputeShape {
   int max_rows = 0;
-  int max_cols = 0;      // widest matrix input
+  int max_cols = 0;  // widest matrix input
   int n_heads = 0;
   int n_kv_heads = 0;
   int head_dim = 0;
@@ -100,7 +102,8 @@ class Backend {
   // QK norm, RoPE, rotation, store of K and V, then attention of every row over its sequence.
   virtual void attend(const AttendStep& step) = 0;
   // Erases positions [from, 32) of one tile of K and V.
-  virtual void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile, int from) = 0;
+  virtual void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile,
+                          int from) = 0;
 };
 
 // Read bandwidth and int8 peak of a machine, measured now (DESIGN section 1).

@@ -1,5 +1,6 @@
-// The canonical scalar forms of docs/NUMERICS.md that every instruction set repeats bit for bit: rounding, exp, SiLU.
-// Internal linkage, no libm but fma: ISA files and device code include it. Refuses reciprocal estimates and fast-math.
+// The canonical scalar forms of docs/NUMERICS.md that every instruction set repeats bit for bit:
+// rounding, exp, SiLU. Internal linkage, no libm but fma: ISA files and device code include it.
+// Refuses reciprocal estimates and fast-math.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@
 
 namespace bantam {
 
-// Activation blocks with a smaller magnitude than this quantize to zero (rule 3), and so do V tiles (rule 5).
+// Activation blocks with a smaller magnitude than this quantize to zero (rule 3), and so do V tiles
+// (rule 5).
 static constexpr float kTinyMagnitude = 0x1p-100f;
 
 // Round to nearest, ties to even, for |x| < 2^22: the sum rounds at the unit.
@@ -16,7 +18,8 @@ static constexpr float kRoundMagic = 12582912.0f;
 static inline float round_even(float x) { return (x + kRoundMagic) - kRoundMagic; }
 
 static constexpr float kLog2e = 0x1.715476p+0f;
-static constexpr float kLn2Hi = 0x1.62e400p-1f;   // 11 trailing zero bits: n * kLn2Hi is exact for |n| <= 128
+static constexpr float kLn2Hi =
+    0x1.62e400p-1f;  // 11 trailing zero bits: n * kLn2Hi is exact for |n| <= 128
 static constexpr float kLn2Lo = 0x1.7f7d1cp-20f;  // ln 2 - kLn2Hi
 static constexpr float kExpLowest = -87.0f;
 static constexpr float kExpHighest = 88.0f;
@@ -47,7 +50,8 @@ static inline float exp_f32(float x) {
   return p * float_of(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
 }
 
-// SiLU(x) = x * sigmoid(x), with sigmoid from exp of a non-positive number only, so nothing overflows.
+// SiLU(x) = x * sigmoid(x), with sigmoid from exp of a non-positive number only, so nothing
+// overflows.
 static inline float silu_f32(float x) {
   const float e = exp_f32(x < 0.0f ? x : -x);
   const float numerator = x < 0.0f ? e : 1.0f;

@@ -67,13 +67,14 @@ int64_t AttentionPlan::page_bytes() const {
 }
 
 std::string AttentionPlan::describe() const {
-  std::string text = std::string("K ") + info(k_).name + (rotation_k_ > 0 ? " rotated" : "") + ", V " +
-                     info(v_).name + (rotation_v_ > 0 ? " rotated" : "");
+  std::string text = std::string("K ") + info(k_).name + (rotation_k_ > 0 ? " rotated" : "") +
+                     ", V " + info(v_).name + (rotation_v_ > 0 ? " rotated" : "");
   return text + ", " + std::to_string(shape_.n_heads) + " heads over " +
          std::to_string(shape_.n_kv_heads) + " KV heads of " + std::to_string(shape_.head_dim);
 }
 
-Result<AttentionPlan> plan_attention(const Backend& backend, KvType k, KvType v, AttentionShape shape) {
+Result<AttentionPlan> plan_attention(const Backend& backend, KvType k, KvType v,
+                                     AttentionShape shape) {
   if (Status status = check_shape(shape); !status) return status.error();
   if (Status status = backend.attention_support(k, v, shape); !status) return status.error();
   AttentionPlan plan;
@@ -88,7 +89,8 @@ Result<AttentionPlan> plan_attention(const Backend& backend, KvType k, KvType v,
 }
 
 int64_t available_memory_bytes() {
-  if (const char* forced = std::getenv("BANTAM_MEM_AVAILABLE_MIB"); forced != nullptr && *forced != '\0') {
+  if (const char* forced = std::getenv("BANTAM_MEM_AVAILABLE_MIB");
+      forced != nullptr && *forced != '\0') {
     return std::strtoll(forced, nullptr, 10) << 20;
   }
   const int64_t free_bytes = read_meminfo();

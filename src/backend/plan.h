@@ -1,5 +1,6 @@
-// plan_attention: total. Every K type x V type x head shape has a plan or one sentence that refuses it, before memory is
-// taken. An AttentionPlan is the only way to a KvCache. MemoryPlan: what will be taken, in bytes, printed and enforced.
+// plan_attention: total. Every K type x V type x head shape has a plan or one sentence that refuses
+// it, before memory is taken. An AttentionPlan is the only way to a KvCache. MemoryPlan: what will
+// be taken, in bytes, printed and enforced.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +47,8 @@ class AttentionPlan {
   int64_t tile_bytes_v_ = 0;
 };
 
-Result<AttentionPlan> plan_attention(const Backend& backend, KvType k, KvType v, AttentionShape shape);
+Result<AttentionPlan> plan_attention(const Backend& backend, KvType k, KvType v,
+                                     AttentionShape shape);
 
 // The largest power of two that divides head_dim.
 int rotation_block(int head_dim);
@@ -61,7 +63,8 @@ struct MemoryPlan {
   int64_t total() const { return weight_bytes + kv_bytes + compute_bytes + rest_bytes; }
 };
 
-// MemAvailable of /proc/meminfo, capped by the cgroup's limit; 0 when unknown. BANTAM_MEM_AVAILABLE_MIB overrides (tests).
+// MemAvailable of /proc/meminfo, capped by the cgroup's limit; 0 when unknown.
+// BANTAM_MEM_AVAILABLE_MIB overrides (tests).
 int64_t available_memory_bytes();
 
 }  // namespace bantam

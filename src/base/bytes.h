@@ -1,5 +1,6 @@
-// ByteReader: the only way to parse bytes from outside. Little endian, every read checked against what is left.
-// Refuses to go backwards or past the end; a failed read sets `failed()` and returns zero.
+// ByteReader: the only way to parse bytes from outside. Little endian, every read checked against
+// what is left. Refuses to go backwards or past the end; a failed read sets `failed()` and returns
+// zero.
 #pragma once
 
 #include <cstddef>

@@ -33,7 +33,8 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   if (data == MAP_FAILED) return failed(reason(path, "map"));
   file.data_ = static_cast<const std::byte*>(data);
   file.owns_mapping_ = true;
-  // Only the header is read through the mapping; read-ahead would make weights resident a second time.
+  // Only the header is read through the mapping; read-ahead would make weights resident a second
+  // time.
   ::madvise(data, file.size_, MADV_RANDOM);
   return file;
 }
@@ -79,8 +80,8 @@ Status MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
   }
   size_t done = 0;
   while (done < out.size()) {
-    const ssize_t n = ::pread(fd_, out.data() + done, out.size() - done,
-                              static_cast<off_t>(offset + done));
+    const ssize_t n =
+        ::pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return failed(reason(path_, "read"));
     if (n == 0) {
@@ -94,7 +95,8 @@ Status MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
 
 void MappedFile::drop(uint64_t offset, uint64_t n_bytes) const {
   if (fd_ < 0) return;
-  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(n_bytes), POSIX_FADV_DONTNEED);
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(n_bytes),
+                  POSIX_FADV_DONTNEED);
 }
 
 }  // namespace bantam

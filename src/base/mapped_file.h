@@ -1,5 +1,6 @@
-// A read-only file: mapped for its header, read by pieces for its tensors (so that pages do not stay resident twice).
-// Owns the descriptor and the mapping. Refuses directories, empty files and files that cannot be opened, with the reason.
+// A read-only file: mapped for its header, read by pieces for its tensors (so that pages do not
+// stay resident twice). Owns the descriptor and the mapping. Refuses directories, empty files and
+// files that cannot be opened, with the reason.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,8 @@ class MappedFile {
   uint64_t size() const { return size_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
-  // Copies [offset, offset + out.size()) into out with pread (never through the mapping). Short files are an Error.
+  // Copies [offset, offset + out.size()) into out with pread (never through the mapping). Short
+  // files are an Error.
   Status read(uint64_t offset, std::span<std::byte> out) const;
   // Drops the pages of the range from this process and, for files, from the page cache.
   void drop(uint64_t offset, uint64_t n_bytes) const;

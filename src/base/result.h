@@ -1,5 +1,6 @@
 // Result<T>: a value, or an Error that says what was found, what was expected and what to do.
-// Owns the error kinds that exit codes and HTTP statuses are made from. Taking the value of an error is a CHECK failure.
+// Owns the error kinds that exit codes and HTTP statuses are made from. Taking the value of an
+// error is a CHECK failure.
 #pragma once
 
 #include <string>
@@ -11,12 +12,12 @@
 namespace bantam {
 
 enum class ErrorKind {
-  refused,      // wrong usage or unsupported input: exit code 2, HTTP 400
-  failed,       // the machine or a file let us down: exit code 1, HTTP 500
-  not_found,    // HTTP 404
-  busy,         // queue full or loading: HTTP 503
-  too_long,     // the prompt does not fit the context: HTTP 400 exceed_context_size_error
-  cancelled,    // the caller asked for it
+  refused,    // wrong usage or unsupported input: exit code 2, HTTP 400
+  failed,     // the machine or a file let us down: exit code 1, HTTP 500
+  not_found,  // HTTP 404
+  busy,       // queue full or loading: HTTP 503
+  too_long,   // the prompt does not fit the context: HTTP 400 exceed_context_size_error
+  cancelled,  // the caller asked for it
 };
 
 struct Error {

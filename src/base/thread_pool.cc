@@ -26,7 +26,8 @@ void wait_change(const std::atomic<T>& value, T old) {
       pause_briefly();
     }
     const auto waited = std::chrono::steady_clock::now() - start;
-    if (std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count() > ThreadPool::kSpinNs) break;
+    if (std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count() > ThreadPool::kSpinNs)
+      break;
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }

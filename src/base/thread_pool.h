@@ -1,6 +1,6 @@
-// A fixed team of compute threads. run(f) calls f(thread, n_threads) once on each, the caller being thread 0,
-// and returns when all are done. Waiting spins briefly (kSpinNs), then sleeps, so an idle server costs no CPU.
-// Refuses nested run() calls (CHECK).
+// A fixed team of compute threads. run(f) calls f(thread, n_threads) once on each, the caller being
+// thread 0, and returns when all are done. Waiting spins briefly (kSpinNs), then sleeps, so an idle
+// server costs no CPU. Refuses nested run() calls (CHECK).
 #pragma once
 
 #include <atomic>

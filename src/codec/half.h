@@ -1,5 +1,5 @@
-// fp16 and bf16 <-> float, bit exact on every compiler. Internal linkage: ISA files must not emit weak symbols.
-// f16 rounds to nearest, ties to even; overflow gives infinity, NaN stays a NaN.
+// fp16 and bf16 <-> float, bit exact on every compiler. Internal linkage: ISA files must not emit
+// weak symbols. f16 rounds to nearest, ties to even; overflow gives infinity, NaN stays a NaN.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ static inline uint16_t f32_to_f16(float x) {
   const uint32_t bits = bits_of(x);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude > 0x7f800000u)
+    return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
   if (magnitude < 0x38800000u) {
     // Adding 0.5 leaves the subnormal's integer in the low mantissa bits, rounded to nearest even.

@@ -1,17 +1,22 @@
-// Where a value of the KV cache lies. A tile is 32 positions x head_dim channels of one KV head; a page is 8 tiles.
-// One layout for every instruction set, for devices and for saved files; docs/KV_LAYOUT.md has the reasons.
-// Refuses nothing: the plan has already checked that head_dim is a multiple of 32 up to 256.
+// Where a value of the KV cache lies. A tile is 32 positions x head_dim channels of one KV head; a
+// page is 8 tiles. One layout for every instruction set, for devices and for saved files;
+// docs/KV_LAYOUT.md has the reasons. Refuses nothing: the plan has already checked that head_dim is
+// a multiple of 32 up to 256.
 //
 //   f32 f16 bf16   K and V: row major [32 positions][head_dim]
 //   q8_0           K: [head_dim/4 quads of channels][32 positions][4 channels] int8 codes
 //                  V: [8 quads of positions][head_dim][4 positions] int8 codes
-//   4 bits         K: [head_dim/8][32 positions][4] bytes; byte (g, p, c): low nibble channel 8g + c, high 8g + 4 + c
-//                  V: [8 quads][head_dim/32][16][4] bytes; byte (g, b, j, i): position 4g + i, low nibble
+//   4 bits         K: [head_dim/8][32 positions][4] bytes; byte (g, p, c): low nibble channel 8g +
+//   c, high 8g + 4 + c
+//                  V: [8 quads][head_dim/32][16][4] bytes; byte (g, b, j, i): position 4g + i, low
+//                  nibble
 //                     channel 32b + j, high nibble channel 32b + 16 + j
 //   5 bits         the 4-bit part, then the fifth bits:
-//                  K: [head_dim/4 quads][128 bits]: bit 4p + c belongs to (position p, channel 4 * quad + c)
-//                  V: [8 quads][head_dim/16][64 bits]: bit 4j + i belongs to (channel 16 * part + j, position 4 * quad + i)
-//   then the scales d: [head_dim/32][32 positions] fp16, and for q4_1, q5_1 the minima m in the same shape.
+//                  K: [head_dim/4 quads][128 bits]: bit 4p + c belongs to (position p, channel 4 *
+//                  quad + c) V: [8 quads][head_dim/16][64 bits]: bit 4j + i belongs to (channel 16
+//                  * part + j, position 4 * quad + i)
+//   then the scales d: [head_dim/32][32 positions] fp16, and for q4_1, q5_1 the minima m in the
+//   same shape.
 // Bit k of a bit plane is bit k % 8 of byte k / 8. Erased and unwritten positions are zero bytes.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The two lists of formats as enums with their facts, expanded from weight_types.def and kv_types.def.
-// Refuses names and ids outside them, by name where the GGUF world has one.
+// The two lists of formats as enums with their facts, expanded from weight_types.def and
+// kv_types.def. Refuses names and ids outside them, by name where the GGUF world has one.
 #pragma once
 
 #include <array>
@@ -53,7 +53,8 @@ static constexpr KvTypeInfo kKvTypes[] = {
 #undef KV_TYPE
 };
 
-static constexpr int kNumWeightTypes = static_cast<int>(sizeof(kWeightTypes) / sizeof(kWeightTypes[0]));
+static constexpr int kNumWeightTypes =
+    static_cast<int>(sizeof(kWeightTypes) / sizeof(kWeightTypes[0]));
 static constexpr int kNumKvTypes = static_cast<int>(sizeof(kKvTypes) / sizeof(kKvTypes[0]));
 
 static constexpr const WeightTypeInfo& info(WeightType type) {

@@ -1,4 +1,5 @@
-// Attention of CpuBackend: how rows, heads and pages are shared between threads. The arithmetic is in the kernels.
+// Attention of CpuBackend: how rows, heads and pages are shared between threads. The arithmetic is
+// in the kernels.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,7 +11,8 @@ namespace bantam {
 
 namespace {
 
-std::byte* tile_of(std::byte* pages, int64_t tile_bytes, int n_kv_heads, int page, int kv_head, int tile) {
+std::byte* tile_of(std::byte* pages, int64_t tile_bytes, int n_kv_heads, int page, int kv_head,
+                   int tile) {
   return pages + ((int64_t{page} * n_kv_heads + kv_head) * kPageTiles + tile) * tile_bytes;
 }
 
@@ -35,14 +37,16 @@ void CpuBackend::prepare_query(const AttendStep& step, int row) {
     kernels_.rotate(x, hd, plan.rotation_k());
     float d = 0;
     int32_t sum = 0;
-    kernels_.quantize(x, hd, hd, queries_.q + index * hd, &d, &sum, queries_.sums16 + index * (hd / 16));
+    kernels_.quantize(x, hd, hd, queries_.q + index * hd, &d, &sum,
+                      queries_.sums16 + index * (hd / 16));
     queries_.scale[index] = d * c;
   }
 }
 
 void CpuBackend::store_head(const AttendStep& step, int kv_head, bool values) {
   const AttentionPlan& plan = *step.plan;
-  const int hd = plan.shape().head_dim, n_kv_heads = plan.shape().n_kv_heads, half = step.rope_dims / 2;
+  const int hd = plan.shape().head_dim, n_kv_heads = plan.shape().n_kv_heads,
+            half = step.rope_dims / 2;
   for (size_t row = 0; row < step.rows.size(); ++row) {
     const AttendRow& at = step.rows[row];
     const int page = at.pages[at.pos / kPagePositions];
@@ -57,7 +61,8 @@ void CpuBackend::store_head(const AttendStep& step, int kv_head, bool values) {
     }
     float* x = step.k + offset;
     if (step.k_norm != nullptr) kernels_.rms_norm(x, step.k_norm, hd, step.norm_eps, x);
-    kernels_.rope(x, step.rope_dims, step.rope_interleaved, step.cos + static_cast<int64_t>(row) * half,
+    kernels_.rope(x, step.rope_dims, step.rope_interleaved,
+                  step.cos + static_cast<int64_t>(row) * half,
                   step.sin + static_cast<int64_t>(row) * half);
     if (plan.rotation_k() > 0) kernels_.rotate(x, hd, plan.rotation_k());
     kernels_.kv[static_cast<int>(plan.k())].store_k(
@@ -65,12 +70,14 @@ void CpuBackend::store_head(const AttendStep& step, int kv_head, bool values) {
   }
 }
 
-void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch, int page) {
+void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch,
+                             int page) {
   const AttentionPlan& plan = *step.plan;
   const int hd = plan.shape().head_dim, n_kv_heads = plan.shape().n_kv_heads, group = plan.group();
   const int n_queries = block.n_rows * group;
   const AttendRow* rows = &step.rows[static_cast<size_t>(block.first_row)];
-  const int64_t index = (int64_t{block.kv_head} * static_cast<int64_t>(step.rows.size()) + block.first_row) * group;
+  const int64_t index =
+      (int64_t{block.kv_head} * static_cast<int64_t>(step.rows.size()) + block.first_row) * group;
   const auto visible_of = [&](int query) {
     return std::clamp(rows[query / group].pos + 1 - page * kPagePositions, 0, kPagePositions);
   };
@@ -95,7 +102,8 @@ void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadS
   float *m = scratch.m, *l = m + cap, *m_page = l + cap, *l_page = m_page + cap;
   for (int i = 0; i < n_queries; ++i) {
     if (visible_of(i) == 0) continue;
-    kernels_.softmax_page(scratch.s + int64_t{i} * kPagePositions, visible_of(i), m_page + i, l_page + i);
+    kernels_.softmax_page(scratch.s + int64_t{i} * kPagePositions, visible_of(i), m_page + i,
+                          l_page + i);
   }
 
   // The first page is every row's first: its sums are the accumulator, nothing is merged.
@@ -141,7 +149,8 @@ void CpuBackend::finish_block(const AttendStep& step, const Block& block, Thread
 
 void CpuBackend::attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch) {
   const AttendRow& last = step.rows[static_cast<size_t>(block.first_row + block.n_rows - 1)];
-  for (int page = 0; page <= last.pos / kPagePositions; ++page) attend_page(step, block, scratch, page);
+  for (int page = 0; page <= last.pos / kPagePositions; ++page)
+    attend_page(step, block, scratch, page);
   finish_block(step, block, scratch);
 }
 
@@ -165,29 +174,36 @@ void CpuBackend::attend(const AttendStep& step) {
   const int team = threads_for(n_rows);
   const int64_t n_stores = 2 * shape.n_kv_heads;
   next_.store(0, std::memory_order_relaxed);
-  pool_.run([&](int, int) {
-    for (;;) {
-      const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-      if (item >= n_stores + n_rows) return;
-      if (item < n_stores) {
-        store_head(step, static_cast<int>(item / 2), item % 2 != 0);
-      } else {
-        prepare_query(step, static_cast<int>(item - n_stores));
-      }
-    }
-  }, team);
+  pool_.run(
+      [&](int, int) {
+        for (;;) {
+          const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
+          if (item >= n_stores + n_rows) return;
+          if (item < n_stores) {
+            store_head(step, static_cast<int>(item / 2), item % 2 != 0);
+          } else {
+            prepare_query(step, static_cast<int>(item - n_stores));
+          }
+        }
+      },
+      team);
   next_.store(0, std::memory_order_relaxed);
-  pool_.run([&](int thread, int) {
-    for (;;) {
-      // From the back: late rows see more pages, so the longest work starts first.
-      const int64_t item = static_cast<int64_t>(blocks_.size()) - 1 - next_.fetch_add(1, std::memory_order_relaxed);
-      if (item < 0) return;
-      attend_block(step, blocks_[static_cast<size_t>(item)], scratch_[static_cast<size_t>(thread)]);
-    }
-  }, team);
+  pool_.run(
+      [&](int thread, int) {
+        for (;;) {
+          // From the back: late rows see more pages, so the longest work starts first.
+          const int64_t item = static_cast<int64_t>(blocks_.size()) - 1 -
+                               next_.fetch_add(1, std::memory_order_relaxed);
+          if (item < 0) return;
+          attend_block(step, blocks_[static_cast<size_t>(item)],
+                       scratch_[static_cast<size_t>(thread)]);
+        }
+      },
+      team);
 }
 
-void CpuBackend::erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile, int from) {
+void CpuBackend::erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile,
+                            int from) {
   kernels_.kv[static_cast<int>(plan.k())].erase_k(plan.shape().head_dim, from, k_tile);
   kernels_.kv[static_cast<int>(plan.v())].erase_v(plan.shape().head_dim, from, v_tile);
 }

@@ -35,8 +35,8 @@ int64_t query_bytes(const ComputeShape& s) {
 
 int64_t thread_bytes(const ComputeShape& s) {
   const int64_t rows = query_rows(s);
-  return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) + aligned(rows * 16) +
-         aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4);
+  return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
+         aligned(rows * 16) + aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4);
 }
 
 // Hands out 64-byte aligned pieces of one region.
@@ -168,10 +168,12 @@ void CpuBackend::norm(const float* x, const float* w, float eps, int n_rows, int
     for (int64_t r = begin; r < end; ++r) kernels_.rms_norm(x + r * n, w, n, eps, y + r * n);
   };
   if (n_rows == 1) return rows(0, 1);
-  pool_.run([&](int thread, int team) {
-    const auto part = ThreadPool::split(n_rows, thread, team);
-    rows(part.begin, part.end);
-  }, threads_for(n_rows));
+  pool_.run(
+      [&](int thread, int team) {
+        const auto part = ThreadPool::split(n_rows, thread, team);
+        rows(part.begin, part.end);
+      },
+      threads_for(n_rows));
 }
 
 ActRows CpuBackend::quantize_rows(const float* x, int n_rows, int n, int block) {
@@ -186,10 +188,12 @@ ActRows CpuBackend::quantize_rows(const float* x, int n_rows, int n, int block) 
   if (n_rows == 1) {
     rows(0, 1);
   } else {
-    pool_.run([&](int thread, int team) {
-      const auto part = ThreadPool::split(n_rows, thread, team);
-      rows(part.begin, part.end);
-    }, threads_for(n_rows));
+    pool_.run(
+        [&](int thread, int team) {
+          const auto part = ThreadPool::split(n_rows, thread, team);
+          rows(part.begin, part.end);
+        },
+        threads_for(n_rows));
   }
   return {n_rows, n, block, inputs_.q, inputs_.d, inputs_.sums, inputs_.sums16};
 }
@@ -209,41 +213,45 @@ void CpuBackend::matmul_groups(const MatmulOut& out, const float* x, int n_rows,
   args.scratch = scratch_[static_cast<size_t>(thread)].row;
   const WeightKernels& kernels = kernels_.weight[static_cast<int>(packed.type)];
   if (out.act_block == 0) return kernels.matmul_f32(args);
-  args.a = {n_rows,     packed.cols,  out.act_block, inputs_.q,
-            inputs_.d, inputs_.sums, inputs_.sums16};
+  args.a = {n_rows, packed.cols, out.act_block, inputs_.q, inputs_.d, inputs_.sums, inputs_.sums16};
   kernels.matmul(args);
 }
 
 void CpuBackend::matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) {
   size_t first = 0;
   while (first < outs.size()) {
-    // Neighbours that want the same rounding share one pass; the buffers hold one rounding at a time.
+    // Neighbours that want the same rounding share one pass; the buffers hold one rounding at a
+    // time.
     size_t last = first + 1;
     while (last < outs.size() && outs[last].act_block == outs[first].act_block) ++last;
-    if (outs[first].act_block > 0) quantize_rows(x, n_rows, outs[first].w->cols, outs[first].act_block);
+    if (outs[first].act_block > 0)
+      quantize_rows(x, n_rows, outs[first].w->cols, outs[first].act_block);
     int64_t total = 0;
     for (size_t i = first; i < last; ++i) total += n_groups(outs[i].w->rows);
     const int team = threads_for(n_rows);
     const int64_t chunk = std::clamp<int64_t>(total / (team * 8), 1, 32);
     next_.store(0, std::memory_order_relaxed);
-    pool_.run([&](int thread, int) {
-      for (;;) {
-        int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
-        int64_t left = std::min(chunk, total - begin);
-        for (size_t i = first; i < last && left > 0; ++i) {
-          const int64_t groups = n_groups(outs[i].w->rows);
-          if (begin >= groups) {
-            begin -= groups;
-            continue;
+    pool_.run(
+        [&](int thread, int) {
+          for (;;) {
+            int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
+            int64_t left = std::min(chunk, total - begin);
+            for (size_t i = first; i < last && left > 0; ++i) {
+              const int64_t groups = n_groups(outs[i].w->rows);
+              if (begin >= groups) {
+                begin -= groups;
+                continue;
+              }
+              const int64_t end = std::min(groups, begin + left);
+              matmul_groups(outs[i], x, n_rows, static_cast<int>(begin), static_cast<int>(end),
+                            thread);
+              left -= end - begin;
+              begin = 0;
+            }
+            if (next_.load(std::memory_order_relaxed) >= total) return;
           }
-          const int64_t end = std::min(groups, begin + left);
-          matmul_groups(outs[i], x, n_rows, static_cast<int>(begin), static_cast<int>(end), thread);
-          left -= end - begin;
-          begin = 0;
-        }
-        if (next_.load(std::memory_order_relaxed) >= total) return;
-      }
-    }, team);
+        },
+        team);
     first = last;
   }
 }
@@ -251,12 +259,14 @@ void CpuBackend::matmul(std::span<const MatmulOut> outs, const float* x, int n_r
 void CpuBackend::silu_mul(float* gate, const float* up, int n_rows, int n) {
   const int64_t total = int64_t{n_rows} * n / 32;
   const int team = threads_for(n_rows);
-  pool_.run([&](int thread, int members) {
-    const auto part = ThreadPool::split(total, thread, members);
-    const int64_t begin = part.begin * 32;
-    const int64_t end = thread + 1 == members ? int64_t{n_rows} * n : part.end * 32;
-    kernels_.silu_mul(gate + begin, up + begin, static_cast<int>(end - begin), gate + begin);
-  }, team);
+  pool_.run(
+      [&](int thread, int members) {
+        const auto part = ThreadPool::split(total, thread, members);
+        const int64_t begin = part.begin * 32;
+        const int64_t end = thread + 1 == members ? int64_t{n_rows} * n : part.end * 32;
+        kernels_.silu_mul(gate + begin, up + begin, static_cast<int>(end - begin), gate + begin);
+      },
+      team);
 }
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {

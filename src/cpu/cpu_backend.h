@@ -1,5 +1,6 @@
-// Backend over the kernel table and a thread pool. Owns all memory of weights, cache and scratch, taken before ready.
-// Answers never depend on the number of threads: every output element is computed by one thread in a fixed order.
+// Backend over the kernel table and a thread pool. Owns all memory of weights, cache and scratch,
+// taken before ready. Answers never depend on the number of threads: every output element is
+// computed by one thread in a fixed order.
 #pragma once
 
 #include <atomic>
@@ -15,7 +16,8 @@ namespace bantam {
 
 class CpuBackend final : public Backend {
  public:
-  // Queries of one attention block: a K tile is unpacked once for all of them (64 KiB of scores stay in L2).
+  // Queries of one attention block: a K tile is unpacked once for all of them (64 KiB of scores
+  // stay in L2).
   static constexpr int kBlockQueries = 64;
 
   CpuBackend(const Isa& isa, int n_threads, int n_threads_batch);
@@ -41,7 +43,8 @@ class CpuBackend final : public Backend {
   void matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) override;
   void silu_mul(float* gate, const float* up, int n_rows, int n) override;
   void attend(const AttendStep& step) override;
-  void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile, int from) override;
+  void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile,
+                  int from) override;
 
  private:
   struct Region {
@@ -58,18 +61,18 @@ class CpuBackend final : public Backend {
   // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim].
   struct Queries {
     int8_t* q;
-    float* scale;      // [kv_head][row][group]
-    int16_t* sums16;   // [kv_head][row][group][head_dim / 16]
+    float* scale;     // [kv_head][row][group]
+    int16_t* sums16;  // [kv_head][row][group][head_dim / 16]
     float* qf;
   };
   // Of one thread: query_rows() queries against one page.
   struct ThreadScratch {
-    float* s;           // [query rows][256]
-    float* acc;         // [query rows][head_dim]
-    float* acc_page;    // [query rows][head_dim]
-    float* m;           // [query rows], then l, m_page, l_page
-    int32_t* visible;   // [query rows]
-    float* row;         // [max_cols] floats for unpacked rows
+    float* s;          // [query rows][256]
+    float* acc;        // [query rows][head_dim]
+    float* acc_page;   // [query rows][head_dim]
+    float* m;          // [query rows], then l, m_page, l_page
+    int32_t* visible;  // [query rows]
+    float* row;        // [max_cols] floats for unpacked rows
   };
   struct Block {  // query rows of one run and one KV head that are computed together
     int kv_head, first_row, n_rows;
@@ -77,7 +80,8 @@ class CpuBackend final : public Backend {
 
   int threads_for(int n_rows) const { return n_rows > 1 ? n_threads_batch_ : n_threads_; }
   ActRows quantize_rows(const float* x, int n_rows, int n, int block);
-  void matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end, int thread);
+  void matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
+                     int thread);
   void prepare_query(const AttendStep& step, int row);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);

@@ -1,4 +1,5 @@
-// How the engine gets a CPU backend and the facts about this CPU. The only header of src/cpu that src/engine may include.
+// How the engine gets a CPU backend and the facts about this CPU. The only header of src/cpu that
+// src/engine may include.
 #pragma once
 
 #include <memory>

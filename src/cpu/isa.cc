@@ -71,8 +71,8 @@ Result<const Isa*> choose_isa(const char* forced) {
     for (const Isa& isa : kIsas) {
       if (std::strcmp(isa.name, forced) != 0) continue;
       if (isa.supported()) return &isa;
-      return refused("BANTAM_ISA=" + std::string(forced) +
-                     ": this CPU lacks it; it can run " + supported_names());
+      return refused("BANTAM_ISA=" + std::string(forced) + ": this CPU lacks it; it can run " +
+                     supported_names());
     }
     return refused("BANTAM_ISA=" + std::string(forced) + " is unknown; this CPU can run " +
                    supported_names());

@@ -1,5 +1,5 @@
-// The instruction sets of this build and the choice among them. Every supported one is callable in one process.
-// BANTAM_ISA=name forces one; an unknown or unsupported name is refused with the list.
+// The instruction sets of this build and the choice among them. Every supported one is callable in
+// one process. BANTAM_ISA=name forces one; an unknown or unsupported name is refused with the list.
 #pragma once
 
 #include <span>

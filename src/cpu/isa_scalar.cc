@@ -1,4 +1,5 @@
-// The canonical instruction set. isa_scalar_fma.cc compiles the same text with FMA instructions: same bits, no calls.
+// The canonical instruction set. isa_scalar_fma.cc compiles the same text with FMA instructions:
+// same bits, no calls.
 #include "cpu/isa_scalar.inl"
 
 namespace bantam {

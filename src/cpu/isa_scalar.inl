@@ -1,4 +1,4 @@
-// The scalar table: included by isa_scalar.cc and isa_scalar_fma.cc, each in its own anonymous namespace.
+// The scalar table: included by isa_scalar.cc and isa_scalar_fma.cc, in an anonymous namespace each.
 #include "cpu/kernels.h"
 #include "cpu/weights_scalar.inl"
 #include "cpu/attend_scalar.inl"

@@ -1,6 +1,7 @@
-// The kernel table: one function pointer for each thing a CPU does, filled first with `scalar` (canonical arithmetic of
-// docs/NUMERICS.md), then overwritten by an instruction set. No slot is ever null. Kernels trust their arguments: shapes
-// are checked when planning. Every slot equals scalar bit for bit; tests/kernels_test.cc runs each row of the table.
+// The kernel table: one function pointer for each thing a CPU does, filled first with `scalar`
+// (canonical arithmetic of docs/NUMERICS.md), then overwritten by an instruction set. No slot is
+// ever null. Kernels trust their arguments: shapes are checked when planning. Every slot equals
+// scalar bit for bit; tests/kernels_test.cc runs each row of the table.
 #pragma once
 
 #include <cstddef>
@@ -10,15 +11,18 @@
 
 namespace bantam {
 
-// A weight matrix packed in groups of 16 rows (layout "r16", version 1, shared by scalar and AVX-512). The last group is
-// padded with zero bytes. Inside a group, blocks follow each other by ascending column; a block of 16 rows has exactly
-// 16 x the GGUF block's bytes, its scales behind its codes:
-//   q1_0  32 x u64: bit 4r + c of word g = weight (row r, column 4g + c); then 16 fp16 d               (128 columns)
-//   q8_0  8 x 64 bytes: byte 4r + c of quad g = code + 128 as u8, column 4g + c; then 16 fp16 d          (32 columns)
-//   q4_0  4 x 64 bytes: byte 4r + c of pair g: low nibble column 8g + c, high 8g + 4 + c; then 16 fp16 d (32 columns)
-//   q4_1  as q4_0, then 16 fp16 d, then 16 fp16 m                                                        (32 columns)
-//   q6_k  32 x 64 bytes low nibbles as in q4_0 (columns 8g + c, 8g + 4 + c); 16 x 64 bytes of 2 high bits: byte 4r + c of
-//         word h, bits 2k..2k+1: column 16h + 4k + c; then 16 x 16 int8 sub-scales [sub-block][row]; 16 fp16 d (256 cols)
+// A weight matrix packed in groups of 16 rows (layout "r16", version 1, shared by scalar and
+// AVX-512). The last group is padded with zero bytes. Inside a group, blocks follow each other by
+// ascending column; a block of 16 rows has exactly 16 x the GGUF block's bytes, its scales behind
+// its codes:
+//   q1_0  32 x u64: bit 4r + c of word g = weight (row r, column 4g + c); then 16 fp16 d (128
+//   columns) q8_0  8 x 64 bytes: byte 4r + c of quad g = code + 128 as u8, column 4g + c; then 16
+//   fp16 d          (32 columns) q4_0  4 x 64 bytes: byte 4r + c of pair g: low nibble column 8g +
+//   c, high 8g + 4 + c; then 16 fp16 d (32 columns) q4_1  as q4_0, then 16 fp16 d, then 16 fp16 m
+//   (32 columns) q6_k  32 x 64 bytes low nibbles as in q4_0 (columns 8g + c, 8g + 4 + c); 16 x 64
+//   bytes of 2 high bits: byte 4r + c of
+//         word h, bits 2k..2k+1: column 16h + 4k + c; then 16 x 16 int8 sub-scales
+//         [sub-block][row]; 16 fp16 d (256 cols)
 //   f16, f32: the 16 rows one after the other, unchanged
 struct PackedMatrix {
   WeightType type = WeightType::f32;
@@ -52,13 +56,13 @@ struct MatmulArgs {
   const PackedMatrix* w = nullptr;
   int group_begin = 0;
   int group_end = 0;
-  ActRows a;                  // integer path
-  const float* x = nullptr;   // float path: [n_rows][w->cols]
-  int n_rows = 0;             // float path
-  float* y = nullptr;         // [n_rows][ldy]
+  ActRows a;                 // integer path
+  const float* x = nullptr;  // float path: [n_rows][w->cols]
+  int n_rows = 0;            // float path
+  float* y = nullptr;        // [n_rows][ldy]
   int64_t ldy = 0;
-  bool add = false;           // y = y + product instead of y = product
-  float* scratch = nullptr;   // float path: w->cols floats of this thread
+  bool add = false;          // y = y + product instead of y = product
+  float* scratch = nullptr;  // float path: w->cols floats of this thread
 };
 
 // One tile of K against n_rows query rows (rows x heads of the group, in any order).
@@ -70,7 +74,7 @@ struct ScoreArgs {
   const int16_t* sums16 = nullptr;  // quantized K: [n_rows][head_dim / 16]
   const float* qf = nullptr;        // float K: [n_rows][head_dim]
   const float* scale = nullptr;     // [n_rows]: d_q * c for quantized K, c for float K
-  float* s = nullptr;               // [n_rows][s_stride], 32 values of each row are written, visible or not
+  float* s = nullptr;  // [n_rows][s_stride], 32 values of each row are written, visible or not
   int64_t s_stride = 0;
 };
 
@@ -79,15 +83,17 @@ struct WeighArgs {
   const std::byte* tile = nullptr;
   int head_dim = 0;
   int n_rows = 0;
-  const float* p = nullptr;        // [n_rows][p_stride], 32 of each row are read
+  const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read
   int64_t p_stride = 0;
-  const int32_t* n_visible = nullptr;  // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the row alone
-  float* acc = nullptr;            // [n_rows][head_dim]
+  const int32_t* n_visible =
+      nullptr;           // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the row alone
+  float* acc = nullptr;  // [n_rows][head_dim]
 };
 
 struct WeightKernels {
   // 16 rows of GGUF blocks (row_bytes apart, n_valid of them present) -> one packed group.
-  void (*pack_group)(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group);
+  void (*pack_group)(const std::byte* rows, int64_t row_bytes, int n_valid, int cols,
+                     std::byte* group);
   // Exact float values of one row: float(code) * d, then + m as a separate addition.
   void (*unpack_row)(const PackedMatrix& w, int row, float* out);
   // Rule 4. For f32 and f16 matrices this slot is the float path.
@@ -97,7 +103,8 @@ struct WeightKernels {
 };
 
 struct KvKernels {
-  // Encodes one row of head_dim floats (already normed, roped, rotated) at position pos (0..31) of a tile.
+  // Encodes one row of head_dim floats (already normed, roped, rotated) at position pos (0..31) of
+  // a tile.
   void (*store_k)(const float* row, int head_dim, int pos, std::byte* tile);
   void (*store_v)(const float* row, int head_dim, int pos, std::byte* tile);
   // Makes positions [from, 32) zero bytes again.
@@ -115,18 +122,21 @@ struct Kernels {
   // y = (x * r) * w, r = 1 / sqrt(sum x^2 / n + eps); n values. x == y allowed.
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* y);
   // Rule 3; n a multiple of block, block a multiple of 16. sums and sums16 as in ActRows.
-  void (*quantize)(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums, int16_t* sums16);
+  void (*quantize)(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
+                   int16_t* sums16);
   // out = silu(gate) * up; n values, any alias.
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
-  // In place on one head of head_dim values; the first rope_dims are rotated. cos, sin: [rope_dims / 2].
-  // Interleaved: pairs (2i, 2i + 1) (llama); otherwise (i, i + rope_dims / 2) (qwen).
+  // In place on one head of head_dim values; the first rope_dims are rotated. cos, sin: [rope_dims
+  // / 2]. Interleaved: pairs (2i, 2i + 1) (llama); otherwise (i, i + rope_dims / 2) (qwen).
   void (*rope)(float* x, int rope_dims, bool interleaved, const float* cos, const float* sin);
   // Rule 6, in place: blocks of `block` (a power of two, 32..256) over n values.
   void (*rotate)(float* x, int n, int block);
-  // s[0..n_visible) scores -> p in place, s[n_visible..256) -> 0; m = maximum, l = sum (rule 5). n_visible 1..256.
+  // s[0..n_visible) scores -> p in place, s[n_visible..256) -> 0; m = maximum, l = sum (rule 5).
+  // n_visible 1..256.
   void (*softmax_page)(float* s, int n_visible, float* m, float* l);
   // Merges page results (m_p, l_p, acc_p) into (m, l, acc) by rule 5.
-  void (*merge)(int head_dim, float* m, float* l, float* acc, float m_p, float l_p, const float* acc_p);
+  void (*merge)(int head_dim, float* m, float* l, float* acc, float m_p, float l_p,
+                const float* acc_p);
   // out = acc / l
   void (*finish)(int head_dim, const float* acc, float l, float* out);
 };

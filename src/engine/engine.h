@@ -1,5 +1,6 @@
-// THE boundary of the engine: LoadedModel (weights, cache, tokenizer; synchronous) and Engine (a thread that owns one).
-// Re-exports the plan report, the memory plan and raw logits for the commands. Never prints, never exits.
+// THE boundary of the engine: LoadedModel (weights, cache, tokenizer; synchronous) and Engine (a
+// thread that owns one). Re-exports the plan report, the memory plan and raw logits for the
+// commands. Never prints, never exits.
 #pragma once
 
 #include <cstdint>
@@ -19,20 +20,20 @@ namespace bantam {
 struct GenRequest {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
-  int n_predict = -1;                // -1: until the end of the context; 0: only fill the cache
+  int n_predict = -1;  // -1: until the end of the context; 0: only fill the cache
   std::vector<std::string> stop;
   bool cache_prompt = true;
   bool ignore_eos = false;
-  int id_slot = -1;                  // -1: any
-  bool progress = false;             // also send prompt progress
-  int n_probs = 0;                   // top log probabilities per token, 0 = none
+  int id_slot = -1;       // -1: any
+  bool progress = false;  // also send prompt progress
+  int n_probs = 0;        // top log probabilities per token, 0 = none
 };
 
 enum class StopReason { none, eos, limit, word, context_full, cancelled };
 
 struct Timings {
-  int cache_n = 0;       // prompt tokens taken from the cache
-  int prompt_n = 0;      // prompt tokens computed
+  int cache_n = 0;   // prompt tokens taken from the cache
+  int prompt_n = 0;  // prompt tokens computed
   double prompt_ms = 0;
   int predicted_n = 0;
   double predicted_ms = 0;
@@ -49,16 +50,16 @@ struct GenEvent {
   GenEventKind kind = GenEventKind::token;
   uint64_t id = 0;
   int slot = -1;
-  std::string text;                  // complete, valid UTF-8; stop strings held back
-  std::vector<int32_t> tokens;       // the tokens behind `text`
-  std::vector<TokenProb> probs;      // of the sampled token (first), then the top n_probs
-  int n_processed = 0;               // prompt tokens so far (progress)
+  std::string text;              // complete, valid UTF-8; stop strings held back
+  std::vector<int32_t> tokens;   // the tokens behind `text`
+  std::vector<TokenProb> probs;  // of the sampled token (first), then the top n_probs
+  int n_processed = 0;           // prompt tokens so far (progress)
   int n_prompt = 0;
   StopReason stop = StopReason::none;
   std::string stopping_word;
   bool truncated = false;
   Timings timings;
-  Error error;                       // kind == error
+  Error error;  // kind == error
 };
 
 using GenSink = std::function<void(const GenEvent&)>;
@@ -68,7 +69,7 @@ struct SlotInfo {
   int n_ctx = 0;
   bool is_processing = false;
   uint64_t request = 0;
-  int n_cached = 0;      // positions in the cache
+  int n_cached = 0;  // positions in the cache
   int n_decoded = 0;
   int n_remain = -1;
   SamplingParams sampling;
@@ -79,7 +80,7 @@ struct EngineMetrics {
   double prompt_seconds = 0;
   uint64_t predicted_tokens = 0;
   double predicted_seconds = 0;
-  uint64_t n_decode = 0;        // batches run
+  uint64_t n_decode = 0;  // batches run
   int processing = 0;
   int deferred = 0;
   int64_t kv_cells_used = 0;
@@ -94,8 +95,9 @@ class Engine {
 
   const LoadedModel& model() const { return *model_; }  // immutable facts, tokenizer: any thread
 
-  // Queues a request. Errors at once: refused (bad values), too_long (prompt >= context), busy (queue full).
-  // The sink runs on the engine thread, must not block, and gets exactly one done or error event as the last.
+  // Queues a request. Errors at once: refused (bad values), too_long (prompt >= context), busy
+  // (queue full). The sink runs on the engine thread, must not block, and gets exactly one done or
+  // error event as the last.
   Result<uint64_t> submit(GenRequest request, GenSink sink);
   // Ends the request within one step with StopReason::cancelled. Unknown ids are ignored.
   void cancel(uint64_t id);

@@ -1,5 +1,6 @@
-// LoadedModel: a model file bound, packed and ready, with its cache, tokenizer and plan. Synchronous: one caller at a time.
-// load() refuses before memory is taken: unsupported types, impossible plans, too little memory (with what would fit).
+// LoadedModel: a model file bound, packed and ready, with its cache, tokenizer and plan.
+// Synchronous: one caller at a time. load() refuses before memory is taken: unsupported types,
+// impossible plans, too little memory (with what would fit).
 #pragma once
 
 #include <cstdint>
@@ -19,28 +20,29 @@
 namespace bantam {
 
 struct EngineOptions {
-  std::string model_path;            // empty: the built-in model
-  std::string alias;                 // shown as the model's id; empty: general.name or file name
+  std::string model_path;  // empty: the built-in model
+  std::string alias;       // shown as the model's id; empty: general.name or file name
   KvType type_k = KvType::q8_0;
   KvType type_v = KvType::q8_0;
-  int n_ctx = -1;                    // all slots together; -1: what fits up to the training context; 0: the training context
-  int n_slots = 1;                   // each gets n_ctx / n_slots, rounded up to 256
-  int n_threads = 0;                 // 0: physical cores allowed by affinity and cgroup
-  int n_threads_batch = 0;           // 0: n_threads
-  int n_batch = 2048;                // prompt tokens of one step at most
-  int n_ubatch = 512;                // tokens computed together at most (the backend may use fewer at a time)
+  int n_ctx =
+      -1;  // all slots together; -1: what fits up to the training context; 0: the training context
+  int n_slots = 1;          // each gets n_ctx / n_slots, rounded up to 256
+  int n_threads = 0;        // 0: physical cores allowed by affinity and cgroup
+  int n_threads_batch = 0;  // 0: n_threads
+  int n_batch = 2048;       // prompt tokens of one step at most
+  int n_ubatch = 512;    // tokens computed together at most (the backend may use fewer at a time)
+  int n_logit_rows = 0;  // rows with logits in one step; 0: one for each slot
   ActType act = ActType::i8;
-  std::string isa;                   // BANTAM_ISA; empty: best
-  bool check_only = false;           // plan and report, take no memory for weights
+  std::string isa;  // BANTAM_ISA; empty: best
 };
 
 // Facts of the model and of this run; everything `info`, /props and /v1/models print.
 struct ModelReport {
-  std::string model_path;            // "built-in" or the path
-  std::string id;                    // alias or name
-  std::string name;                  // general.name
+  std::string model_path;  // "built-in" or the path
+  std::string id;          // alias or name
+  std::string name;        // general.name
   std::string arch;
-  std::string weight_types;          // "Q1_0 x 43, F32 x 25"
+  std::string weight_types;  // "Q1_0 x 43, F32 x 25"
   int64_t n_params = 0;
   int64_t file_bytes = 0;
   int n_vocab = 0;
@@ -51,18 +53,18 @@ struct ModelReport {
   int n_kv_heads = 0;
   int head_dim = 0;
   int n_ctx_train = 0;
-  int n_ctx = 0;                     // of one slot, after rounding
+  int n_ctx = 0;  // of one slot, after rounding
   int n_slots = 0;
   int n_threads = 0;
   int n_threads_batch = 0;
   KvType type_k = KvType::q8_0;
   KvType type_v = KvType::q8_0;
   ActType act = ActType::i8;
-  std::string backend;               // "CPU"
-  std::string isa;                   // "avx512"
-  std::string cpu;                   // model name of the CPU
-  std::string attention;             // AttentionPlan::describe()
-  std::string chat_template;         // from the file, may be empty
+  std::string backend;        // "CPU"
+  std::string isa;            // "avx512"
+  std::string cpu;            // model name of the CPU
+  std::string attention;      // AttentionPlan::describe()
+  std::string chat_template;  // from the file, may be empty
   MemoryPlan memory;
   int64_t kv_bytes_k = 0;
   int64_t kv_bytes_v = 0;
@@ -88,12 +90,13 @@ class LoadedModel {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Model& model() { return *model_; }
 
-  // Feeds tokens to a sequence from its present length on, in chunks of at most `chunk` rows (0: n_ubatch).
-  // on_logits (may be empty) is called for every position when all_logits, else for the last one only.
-  // Errors: the sequence would grow beyond its context; cancelled when keep_going returns false between chunks.
+  // Feeds tokens to a sequence from its present length on, in chunks of at most `chunk` rows (0:
+  // n_ubatch). on_logits (may be empty) is called for every position when all_logits, else for the
+  // last one only. Errors: the sequence would grow beyond its context; cancelled when keep_going
+  // returns false between chunks.
   using LogitsSink = std::function<void(int pos, std::span<const float> logits)>;
-  Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits, const LogitsSink& on_logits,
-              const std::function<bool()>& keep_going = {});
+  Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits,
+              const LogitsSink& on_logits, const std::function<bool()>& keep_going = {});
   void truncate(int seq, int n_keep);  // keeps positions [0, n_keep)
   int length(int seq) const;
 
@@ -104,12 +107,7 @@ class LoadedModel {
   std::unique_ptr<Model> model_;
 };
 
-// Read bandwidth and int8 peak of this machine now, with n_threads (DESIGN section 1): for bench.
-struct MachineSpeed {
-  double read_gb_s = 0;
-  double int8_gmac_s = 0;  // 0 when the peak is not defined for this instruction set
-  double clock_ghz = 0;
-};
+// Measured now with n_threads (DESIGN section 1), for bench.
 MachineSpeed measure_machine(int n_threads, const std::string& isa);
 
 }  // namespace bantam

@@ -1,5 +1,6 @@
-// Logits -> token, in float on the host with a seeded generator of our own: the same on every machine (NUMERICS rule 9).
-// Order: logit bias, penalties, top-k, top-p, min-p, temperature. temperature <= 0 is greedy (lowest id wins ties).
+// Logits -> token, in float on the host with a seeded generator of our own: the same on every
+// machine (NUMERICS rule 9). Order: logit bias, penalties, top-k, top-p, min-p, temperature.
+// temperature <= 0 is greedy (lowest id wins ties).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@ namespace bantam {
 
 struct SamplingParams {
   float temperature = 0.8f;
-  int top_k = 40;          // <= 0: all
+  int top_k = 40;  // <= 0: all
   float top_p = 0.95f;
   float min_p = 0.05f;
   float repeat_penalty = 1.0f;
@@ -24,7 +25,8 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;  // -inf forbids a token
 };
 
-// Refuses values that make no sense (NaN, top_p outside 0..1, min_p outside 0..1, repeat_penalty <= 0, unknown ids).
+// Refuses values that make no sense (NaN, top_p outside 0..1, min_p outside 0..1, repeat_penalty <=
+// 0, unknown ids).
 Status check_sampling(const SamplingParams& params, int n_vocab);
 
 class Sampler {

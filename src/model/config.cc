@@ -22,7 +22,8 @@ constexpr Arch kArchs[] = {
 #undef ARCH
 };
 
-// Collects the first error of a series of look-ups, so that reading a config stays one line for each value.
+// Collects the first error of a series of look-ups, so that reading a config stays one line for
+// each value.
 class Reader {
  public:
   Reader(const Gguf& file, std::string arch) : file_(file), arch_(std::move(arch)) {}
@@ -78,10 +79,12 @@ void read_rope(Reader& reader, ModelConfig& config) {
   } else if (scaling == "yarn") {
     config.rope_scaling = RopeScaling::yarn;
   } else if (scaling != "none") {
-    reader.fail("rope scaling '" + scaling + "' is not supported; this build runs none, linear and yarn");
+    reader.fail("rope scaling '" + scaling +
+                "' is not supported; this build runs none, linear and yarn");
   }
   config.rope_factor = reader.number_or("rope.scaling.factor", 1.0);
-  if (!(config.rope_factor > 0.0)) reader.fail(reader.full("rope.scaling.factor") + " must be positive");
+  if (!(config.rope_factor > 0.0))
+    reader.fail(reader.full("rope.scaling.factor") + " must be positive");
   config.rope_original_ctx =
       reader.integer_or("rope.scaling.original_context_length", config.n_ctx_train, 1, 1 << 30);
   config.rope_attn_factor = reader.number_or("rope.scaling.attn_factor", 1.0);
@@ -99,19 +102,23 @@ void read_shape(Reader& reader, ModelConfig& config) {
   config.n_ctx_train = reader.integer("context_length", 1, 1 << 30);
   if (!reader.has("attention.key_length") && config.d_model % config.n_heads != 0) {
     reader.fail("embedding length " + std::to_string(config.d_model) + " is not a multiple of " +
-                std::to_string(config.n_heads) + " heads and the file gives no attention.key_length");
+                std::to_string(config.n_heads) +
+                " heads and the file gives no attention.key_length");
     return;
   }
-  config.head_dim = reader.integer_or("attention.key_length", config.d_model / config.n_heads, 1, 1 << 16);
+  config.head_dim =
+      reader.integer_or("attention.key_length", config.d_model / config.n_heads, 1, 1 << 16);
   const int value_length = reader.integer_or("attention.value_length", config.head_dim, 1, 1 << 16);
   if (value_length != config.head_dim) {
     reader.fail("attention.value_length is " + std::to_string(value_length) + ", expected " +
                 std::to_string(config.head_dim) + " (the key length)");
   }
   config.norm_eps = static_cast<float>(reader.number("attention.layer_norm_rms_epsilon"));
-  if (!(config.norm_eps >= 0.0f)) reader.fail("attention.layer_norm_rms_epsilon must not be negative");
+  if (!(config.norm_eps >= 0.0f))
+    reader.fail("attention.layer_norm_rms_epsilon must not be negative");
   if (reader.integer_or("expert_count", 0, 0, 1 << 20) != 0) {
-    reader.fail("mixture-of-experts models are not supported (" + reader.full("expert_count") + ")");
+    reader.fail("mixture-of-experts models are not supported (" + reader.full("expert_count") +
+                ")");
   }
   if (reader.has("attention.sliding_window")) {
     reader.fail("sliding-window attention is not supported (" +

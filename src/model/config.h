@@ -1,5 +1,5 @@
-// ModelConfig: the numbers of one architecture, read from GGUF metadata and checked. Refuses unknown architectures by name
-// and values the decoder cannot honour, with found / expected.
+// ModelConfig: the numbers of one architecture, read from GGUF metadata and checked. Refuses
+// unknown architectures by name and values the decoder cannot honour, with found / expected.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct ModelConfig {
   int n_vocab = 0;
   int n_ctx_train = 0;
   float norm_eps = 1e-6f;
-  bool qk_norm = false;         // per-head RMSNorm of q and k before RoPE (qwen3)
-  bool tied_output = false;     // no output.weight: the token embedding is used
+  bool qk_norm = false;           // per-head RMSNorm of q and k before RoPE (qwen3)
+  bool tied_output = false;       // no output.weight: the token embedding is used
   bool rope_interleaved = false;  // pairs (2i, 2i + 1) (llama) instead of (i, i + n/2)
   int rope_dims = 0;
   double rope_base = 10000.0;

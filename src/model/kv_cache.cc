@@ -35,7 +35,8 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const AttentionPlan& plan, int 
   if (!v) return v.error();
   cache->k_ = *k;
   cache->v_ = *v;
-  // Touched now, so that a machine short of memory says so at the start and not in the middle of an answer.
+  // Touched now, so that a machine short of memory says so at the start and not in the middle of an
+  // answer.
   backend.zero(cache->k_, cache->layer_bytes_k_ * n_layers);
   backend.zero(cache->v_, cache->layer_bytes_v_ * n_layers);
   return cache;

@@ -1,5 +1,6 @@
-// The KV cache: pages of 256 positions for any number of sequences, one arena for each of K and V, taken once.
-// Owns page tables and lengths. Cannot exist without an AttentionPlan. Refuses (CHECK) growth beyond a sequence's context.
+// The KV cache: pages of 256 positions for any number of sequences, one arena for each of K and V,
+// taken once. Owns page tables and lengths. Cannot exist without an AttentionPlan. Refuses (CHECK)
+// growth beyond a sequence's context.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ namespace bantam {
 class KvCache {
  public:
   static int64_t bytes(const AttentionPlan& plan, int n_layers, int n_ctx, int n_seqs);
-  static Result<std::unique_ptr<KvCache>> create(const AttentionPlan& plan, int n_layers, int n_ctx, int n_seqs,
-                                                 Backend& backend);
+  static Result<std::unique_ptr<KvCache>> create(const AttentionPlan& plan, int n_layers, int n_ctx,
+                                                 int n_seqs, Backend& backend);
 
   int length(int seq) const { return sequences_[static_cast<size_t>(seq)].length; }
   int n_ctx() const { return n_ctx_; }

@@ -21,13 +21,15 @@ ComputeShape compute_shape(const ModelConfig& c, const ModelOptions& o) {
   return {std::max(o.max_rows, o.max_logit_rows), widest, c.n_heads, c.n_kv_heads, c.head_dim};
 }
 
-// Floats of the row buffers. Attention and feed-forward are never live together and share one piece.
+// Floats of the row buffers. Attention and feed-forward are never live together and share one
+// piece.
 struct BufferSizes {
   int64_t x, y, attention, ffn, rope, logits;
 
   BufferSizes(const ModelConfig& c, const ModelOptions& o) {
     const int64_t rows = std::max(o.max_rows, o.max_logit_rows);
-    const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
+    const int64_t q_dim = int64_t{c.n_heads} * c.head_dim,
+                  kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
     x = padded(rows * c.d_model);
     y = padded(rows * c.d_model);
     attention = 2 * padded(rows * q_dim) + 2 * padded(rows * kv_dim);
@@ -147,7 +149,8 @@ void Model::Impl::prepare(std::span<const BatchRow> rows) {
     cache->extend(row.seq, 1);
     tokens.push_back(row.token);
     attend_rows.push_back({row.pos, run, nullptr});
-    rope->tables(row.pos, cos + static_cast<int64_t>(i) * half, sin + static_cast<int64_t>(i) * half);
+    rope->tables(row.pos, cos + static_cast<int64_t>(i) * half,
+                 sin + static_cast<int64_t>(i) * half);
   }
   for (size_t i = 0; i < rows.size(); ++i) attend_rows[i].pages = cache->pages(rows[i].seq);
 }
@@ -157,8 +160,8 @@ void Model::Impl::output(std::span<const BatchRow> rows) {
   for (size_t i = 0; i < rows.size(); ++i) {
     if (!rows[i].want_logits) continue;
     CHECK(n < options.max_logit_rows);
-    backend->norm(x + static_cast<int64_t>(i) * config.d_model, weights.output_norm, config.norm_eps, 1,
-                  config.d_model, y + int64_t{n} * config.d_model);
+    backend->norm(x + static_cast<int64_t>(i) * config.d_model, weights.output_norm,
+                  config.norm_eps, 1, config.d_model, y + int64_t{n} * config.d_model);
     ++n;
   }
   if (n == 0) return;
@@ -167,19 +170,23 @@ void Model::Impl::output(std::span<const BatchRow> rows) {
   backend->matmul(out, y, n);
 }
 
-Result<int64_t> Model::weight_bytes(const Gguf& file, const ModelConfig& config, const Backend& backend) {
+Result<int64_t> Model::weight_bytes(const Gguf& file, const ModelConfig& config,
+                                    const Backend& backend) {
   ModelWeights weights;
   Result<std::vector<BoundTensor>> bound = bind_weights(file, config, weights);
   if (!bound) return bound.error();
   return bound_bytes(*bound, backend);
 }
 
-int64_t Model::kv_bytes(const ModelConfig& config, const AttentionPlan& plan, int n_ctx, int n_seqs) {
+int64_t Model::kv_bytes(const ModelConfig& config, const AttentionPlan& plan, int n_ctx,
+                        int n_seqs) {
   return KvCache::bytes(plan, config.n_layers, n_ctx, n_seqs);
 }
 
-int64_t Model::compute_bytes(const ModelConfig& config, const ModelOptions& options, const Backend& backend) {
-  return BufferSizes(config, options).total() * 4 + backend.scratch_bytes(compute_shape(config, options));
+int64_t Model::compute_bytes(const ModelConfig& config, const ModelOptions& options,
+                             const Backend& backend) {
+  return BufferSizes(config, options).total() * 4 +
+         backend.scratch_bytes(compute_shape(config, options));
 }
 
 Model::Model() = default;
@@ -231,7 +238,8 @@ void Model::step(std::span<const BatchRow> rows) {
 
 std::span<const float> Model::logits(int i) const {
   CHECK(i >= 0 && i < impl_->options.max_logit_rows);
-  return {impl_->logits + int64_t{i} * impl_->config.n_vocab, static_cast<size_t>(impl_->config.n_vocab)};
+  return {impl_->logits + int64_t{i} * impl_->config.n_vocab,
+          static_cast<size_t>(impl_->config.n_vocab)};
 }
 
 int Model::length(int seq) const { return impl_->cache->length(seq); }

@@ -1,5 +1,6 @@
-// Model: weights bound strictly (name, type, shape), the KV cache, and the decoder written once over a Backend.
-// step() runs one batch of rows of any sequences; logits only for the rows asked for. One caller at a time.
+// Model: weights bound strictly (name, type, shape), the KV cache, and the decoder written once
+// over a Backend. step() runs one batch of rows of any sequences; logits only for the rows asked
+// for. One caller at a time.
 #pragma once
 
 #include <cstdint>
@@ -20,26 +21,29 @@ namespace bantam {
 struct BatchRow {
   int32_t token = 0;
   int32_t seq = 0;
-  int32_t pos = 0;          // must be the sequence's length at that point of the batch
+  int32_t pos = 0;  // must be the sequence's length at that point of the batch
   bool want_logits = false;
 };
 
 struct ModelOptions {
   KvType type_k = KvType::q8_0;
   KvType type_v = KvType::q8_0;
-  int n_ctx = 256;          // of one sequence, a multiple of 256
+  int n_ctx = 256;  // of one sequence, a multiple of 256
   int n_seqs = 1;
-  int max_rows = 64;        // rows of one step at most
-  int max_logit_rows = 1;   // rows with logits in one step at most
+  int max_rows = 64;       // rows of one step at most
+  int max_logit_rows = 1;  // rows with logits in one step at most
   ActType act = ActType::i8;
 };
 
 class Model {
  public:
   // Bytes of the packed weights, from the directory alone; refuses files that do not bind.
-  static Result<int64_t> weight_bytes(const Gguf& file, const ModelConfig& config, const Backend& backend);
-  static int64_t kv_bytes(const ModelConfig& config, const AttentionPlan& plan, int n_ctx, int n_seqs);
-  static int64_t compute_bytes(const ModelConfig& config, const ModelOptions& options, const Backend& backend);
+  static Result<int64_t> weight_bytes(const Gguf& file, const ModelConfig& config,
+                                      const Backend& backend);
+  static int64_t kv_bytes(const ModelConfig& config, const AttentionPlan& plan, int n_ctx,
+                          int n_seqs);
+  static int64_t compute_bytes(const ModelConfig& config, const ModelOptions& options,
+                               const Backend& backend);
 
   static Result<std::unique_ptr<Model>> load(const Gguf& file, const ModelConfig& config,
                                              const AttentionPlan& plan, const ModelOptions& options,
@@ -50,13 +54,14 @@ class Model {
   const ModelConfig& config() const;
   const ModelOptions& options() const;
 
-  // rows: at most max_rows, at most max_logit_rows of them with logits; rows of one sequence ascending and contiguous.
-  // Refuses (CHECK) rows beyond the context or out of order. No memory is allocated.
+  // rows: at most max_rows, at most max_logit_rows of them with logits; rows of one sequence
+  // ascending and contiguous. Refuses (CHECK) rows beyond the context or out of order. No memory is
+  // allocated.
   void step(std::span<const BatchRow> rows);
   // Of the i-th row with want_logits in the last step: [n_vocab].
   std::span<const float> logits(int i) const;
 
-  int length(int seq) const;             // positions in the cache
+  int length(int seq) const;  // positions in the cache
   void truncate(int seq, int n_keep);
 
  private:

@@ -1,4 +1,5 @@
-// RoPE angles (plain, linear, YaRN: https://arxiv.org/abs/2309.00071), in double on the host, stored as float.
+// RoPE angles (plain, linear, YaRN: https://arxiv.org/abs/2309.00071), in double on the host,
+// stored as float.
 #pragma once
 
 #include <vector>

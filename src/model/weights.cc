@@ -18,7 +18,8 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; 
 
 std::string shape_text(const GgufTensor& tensor) {
   std::string text = "[" + std::to_string(tensor.dims[0]);
-  for (int i = 1; i < tensor.n_dims; ++i) text += ", " + std::to_string(tensor.dims[static_cast<size_t>(i)]);
+  for (int i = 1; i < tensor.n_dims; ++i)
+    text += ", " + std::to_string(tensor.dims[static_cast<size_t>(i)]);
   return text + "]";
 }
 
@@ -45,8 +46,8 @@ class Binder {
     const GgufTensor* tensor = find(name);
     if (tensor == nullptr) return;
     if (tensor->type != WeightType::f32 || tensor->n_dims != 1 || tensor->dims[0] != n) {
-      return fail("tensor '" + name + "' is " + display_name(tensor->type) + " " + shape_text(*tensor) +
-                  ", expected F32 [" + std::to_string(n) + "]");
+      return fail("tensor '" + name + "' is " + display_name(tensor->type) + " " +
+                  shape_text(*tensor) + ", expected F32 [" + std::to_string(n) + "]");
     }
     bound_.push_back({tensor, nullptr, &vector});
   }
@@ -74,7 +75,8 @@ class Binder {
 
 void bind_layer(Binder& binder, const ModelConfig& c, int index, LayerWeights& layer) {
   const std::string p = "blk." + std::to_string(index) + ".";
-  const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
+  const int64_t q_dim = int64_t{c.n_heads} * c.head_dim,
+                kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
   binder.vector(p + "attn_norm.weight", c.d_model, layer.attn_norm);
   binder.matrix(p + "attn_q.weight", q_dim, c.d_model, layer.q);
   binder.matrix(p + "attn_k.weight", kv_dim, c.d_model, layer.k);
@@ -90,7 +92,8 @@ void bind_layer(Binder& binder, const ModelConfig& c, int index, LayerWeights& l
   binder.matrix(p + "ffn_down.weight", c.d_model, c.d_ff, layer.down);
 }
 
-Status refuse_unused(const Gguf& file, const std::vector<BoundTensor>& bound, const std::string& arch) {
+Status refuse_unused(const Gguf& file, const std::vector<BoundTensor>& bound,
+                     const std::string& arch) {
   std::unordered_set<const GgufTensor*> used;
   for (const BoundTensor& tensor : bound) used.insert(tensor.source);
   for (const GgufTensor& tensor : file.tensors()) {
@@ -127,9 +130,10 @@ Result<std::vector<BoundTensor>> bind_weights(const Gguf& file, const ModelConfi
 int64_t bound_bytes(const std::vector<BoundTensor>& bound, const Backend& backend) {
   int64_t total = 0;
   for (const BoundTensor& tensor : bound) {
-    const int64_t bytes = tensor.matrix != nullptr
-                              ? backend.matrix_bytes(tensor.matrix->type, tensor.matrix->rows, tensor.matrix->cols)
-                              : static_cast<int64_t>(tensor.source->n_bytes);
+    const int64_t bytes =
+        tensor.matrix != nullptr
+            ? backend.matrix_bytes(tensor.matrix->type, tensor.matrix->rows, tensor.matrix->cols)
+            : static_cast<int64_t>(tensor.source->n_bytes);
     total += aligned(bytes);
   }
   return total;
@@ -146,7 +150,8 @@ Status load_weights(const Gguf& file, const std::vector<BoundTensor>& bound, Bac
     const GgufTensor& source = *tensor.source;
     std::byte* target = next;
     if (tensor.vector != nullptr) {
-      Status status = file.file().read(source.offset, {target, static_cast<size_t>(source.n_bytes)});
+      Status status =
+          file.file().read(source.offset, {target, static_cast<size_t>(source.n_bytes)});
       if (!status) return status;
       *tensor.vector = reinterpret_cast<const float*>(target);
       next += aligned(static_cast<int64_t>(source.n_bytes));
