@@ -14,6 +14,7 @@
 #include "base/result.h"
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
+#include "engine/scheduler.h"
 
 namespace bantam {
 
@@ -29,19 +30,12 @@ struct GenRequest {
   int n_probs = 0;        // top log probabilities per token, 0 = none
 };
 
-enum class StopReason { none, eos, limit, word, context_full, cancelled };
-
 struct Timings {
   int cache_n = 0;   // prompt tokens taken from the cache
   int prompt_n = 0;  // prompt tokens computed
   double prompt_ms = 0;
   int predicted_n = 0;
   double predicted_ms = 0;
-};
-
-struct TokenProb {
-  int32_t token = 0;
-  float logprob = 0;
 };
 
 enum class GenEventKind { progress, token, done, error };

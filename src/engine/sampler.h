@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -29,11 +30,21 @@ struct SamplingParams {
 // 0, unknown ids).
 Status check_sampling(const SamplingParams& params, int n_vocab);
 
+struct TokenProb {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
+// Of the chosen token first, then the n_top best: natural logarithms of the softmax without
+// temperature.
+std::vector<TokenProb> log_probabilities(std::span<const float> logits, int32_t chosen, int n_top);
+
 class Sampler {
  public:
   Sampler(const SamplingParams& params, uint64_t seed);
 
   // logits: [n_vocab], not changed. recent: the tokens before this one, oldest first.
+  // -1 when no logit is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> recent);
   uint64_t seed() const { return seed_; }
 
@@ -42,13 +53,16 @@ class Sampler {
     float logit;
     int32_t token;
   };
-  void penalize(std::span<const int32_t> recent);
+  void gather(std::span<const float> logits, std::span<const int32_t> recent);
+  void penalize(std::span<const float> logits, std::span<const int32_t> recent);
   double next_uniform();  // [0, 1)
 
   SamplingParams params_;
   uint64_t seed_;
   uint64_t state_[4];
   std::vector<Candidate> candidates_;
+  std::vector<double> weights_;
+  std::unordered_map<int32_t, float> adjusted_;  // logits changed by bias or penalties
 };
 
 }  // namespace bantam

@@ -1,0 +1,176 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace bantam {
+
+namespace {
+
+int common_prefix(std::span<const int32_t> a, std::span<const int32_t> b) {
+  size_t n = 0;
+  while (n < a.size() && n < b.size() && a[n] == b[n]) ++n;
+  return static_cast<int>(n);
+}
+
+// A cached sequence is worth keeping for a request that shares more than this part of its prompt.
+constexpr double kSimilarity = 0.1;
+
+}  // namespace
+
+Scheduler::Scheduler(int n_slots, int n_ctx, int max_queue)
+    : slots_(static_cast<size_t>(n_slots)), n_ctx_(n_ctx), max_queue_(max_queue) {}
+
+Status Scheduler::submit(ScheduledRequest request) {
+  const auto n = static_cast<int64_t>(request.prompt.size());
+  if (n == 0) return refused("the prompt is empty");
+  if (n >= n_ctx_) {
+    return Error{ErrorKind::too_long, "request (" + std::to_string(n) +
+                                          " tokens) exceeds the available context size (" +
+                                          std::to_string(n_ctx_) + " tokens), try increasing it"};
+  }
+  if (request.id_slot < -1 || request.id_slot >= static_cast<int>(slots_.size())) {
+    return refused("id_slot is " + std::to_string(request.id_slot) + ", expected -1 to " +
+                   std::to_string(slots_.size() - 1));
+  }
+  if (n_queued() >= max_queue_) {
+    return Error{ErrorKind::busy,
+                 "the queue is full (" + std::to_string(max_queue_) + " requests)"};
+  }
+  queue_.push_back(std::move(request));
+  return Ok{};
+}
+
+bool Scheduler::cancel(uint64_t id) {
+  for (auto it = queue_.begin(); it != queue_.end(); ++it) {
+    if (it->id != id) continue;
+    queue_.erase(it);
+    return true;
+  }
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].phase == Slot::Phase::idle || slots_[i].request != id) continue;
+    release(static_cast<int>(i));
+    return true;
+  }
+  return false;
+}
+
+std::optional<int> Scheduler::choose_slot(const ScheduledRequest& request) const {
+  std::optional<int> best;
+  double best_score = -1.0;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    if (slot.phase != Slot::Phase::idle) continue;
+    if (request.id_slot >= 0 && request.id_slot != static_cast<int>(i)) continue;
+    const double shared = static_cast<double>(common_prefix(slot.cached, request.prompt)) /
+                          static_cast<double>(request.prompt.size());
+    // Similar prompts first, then the slot unused for longest.
+    const double age = 1.0 / (1.0 + static_cast<double>(slot.last_used));
+    const double score = shared > kSimilarity ? 1.0 + shared : age;
+    if (score <= best_score) continue;
+    best_score = score;
+    best = static_cast<int>(i);
+  }
+  return best;
+}
+
+void Scheduler::start(int index, ScheduledRequest request) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.phase = Slot::Phase::prefill;
+  slot.request = request.id;
+  slot.tokens = std::move(request.prompt);
+  slot.n_prompt = static_cast<int>(slot.tokens.size());
+  slot.n_predict = request.n_predict;
+  slot.n_generated = 0;
+  // The last prompt token is always computed again: its logits are needed.
+  const int shared = request.cache_prompt ? common_prefix(slot.cached, slot.tokens) : 0;
+  slot.n_reused = std::min(shared, slot.n_prompt - 1);
+  slot.truncate_due = slot.n_reused < static_cast<int>(slot.cached.size());
+  slot.cached.resize(static_cast<size_t>(slot.n_reused));
+  slot.last_used = ++clock_;
+}
+
+void Scheduler::assign() {
+  // In order of arrival; a request pinned to a busy slot does not hold up those behind it.
+  for (auto it = queue_.begin(); it != queue_.end();) {
+    const std::optional<int> slot = choose_slot(*it);
+    if (!slot) {
+      if (it->id_slot < 0) return;
+      ++it;
+      continue;
+    }
+    start(*slot, std::move(*it));
+    it = queue_.erase(it);
+  }
+}
+
+StepPlan Scheduler::plan(int max_rows) {
+  assign();
+  StepPlan plan;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    if (slot.truncate_due)
+      plan.truncate.push_back({static_cast<int>(i), static_cast<int>(slot.cached.size())});
+    if (slot.phase != Slot::Phase::generate || static_cast<int>(plan.rows.size()) >= max_rows)
+      continue;
+    const int pos = static_cast<int>(slot.cached.size());
+    plan.rows.push_back({slot.tokens[static_cast<size_t>(pos)], static_cast<int>(i), pos, true});
+  }
+  const int n_slots = static_cast<int>(slots_.size());
+  const int first = next_prefill_;
+  for (int k = 0; k < n_slots; ++k) {
+    const int index = (first + k) % n_slots;
+    const Slot& slot = slots_[static_cast<size_t>(index)];
+    const int left = max_rows - static_cast<int>(plan.rows.size());
+    if (slot.phase != Slot::Phase::prefill || left <= 0) continue;
+    next_prefill_ = (index + 1) % n_slots;
+    const int done = static_cast<int>(slot.cached.size());
+    const int n = std::min(left, slot.n_prompt - done);
+    for (int pos = done; pos < done + n; ++pos) {
+      const bool last = pos + 1 == slot.n_prompt;
+      plan.rows.push_back(
+          {slot.tokens[static_cast<size_t>(pos)], index, pos, last && slot.n_predict != 0});
+    }
+  }
+  return plan;
+}
+
+void Scheduler::ran(const StepPlan& plan) {
+  for (const StepPlan::Truncate& cut : plan.truncate) {
+    slots_[static_cast<size_t>(cut.slot)].truncate_due = false;
+  }
+  for (const ScheduledRow& row : plan.rows)
+    slots_[static_cast<size_t>(row.slot)].cached.push_back(row.token);
+  for (const ScheduledRow& row : plan.rows) {
+    Slot& slot = slots_[static_cast<size_t>(row.slot)];
+    const bool prompt_done = static_cast<int>(slot.cached.size()) >= slot.n_prompt;
+    if (slot.phase == Slot::Phase::prefill && prompt_done) slot.phase = Slot::Phase::generate;
+  }
+}
+
+StopReason Scheduler::sampled(int index, int32_t token, StopReason reason) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.tokens.push_back(token);
+  ++slot.n_generated;
+  if (reason != StopReason::none) return reason;
+  if (slot.n_predict >= 0 && slot.n_generated >= slot.n_predict) return StopReason::limit;
+  // The next step would need a position beyond the context.
+  if (static_cast<int>(slot.tokens.size()) > n_ctx_) return StopReason::context_full;
+  return StopReason::none;
+}
+
+void Scheduler::release(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.phase = Slot::Phase::idle;
+  slot.request = 0;
+  slot.tokens.clear();
+  slot.last_used = ++clock_;
+}
+
+bool Scheduler::idle() const {
+  return queue_.empty() && std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
+           return slot.phase == Slot::Phase::idle;
+         });
+}
+
+}  // namespace bantam

@@ -1,0 +1,97 @@
+// Scheduler: which slot serves which request and what the next batch is; a pure function of (state,
+// events), with no clock, thread or model, so that a seeded simulation can run it. Owns slots,
+// cached tokens and the bounded queue.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace bantam {
+
+enum class StopReason { none, eos, limit, word, context_full, cancelled };
+
+struct ScheduledRequest {
+  uint64_t id = 0;
+  std::vector<int32_t> prompt;
+  int n_predict = -1;  // -1: until the context is full
+  bool cache_prompt = true;
+  int id_slot = -1;
+};
+
+struct ScheduledRow {
+  int32_t token;
+  int slot;
+  int pos;
+  bool want_logits;
+};
+
+// What a planned step is made of. Before running it, each slot in `truncate` keeps that many cached
+// positions.
+struct StepPlan {
+  struct Truncate {
+    int slot;
+    int n_keep;
+  };
+  std::vector<Truncate> truncate;
+  std::vector<ScheduledRow> rows;
+};
+
+class Scheduler {
+ public:
+  struct Slot {
+    enum class Phase { idle, prefill, generate } phase = Phase::idle;
+    uint64_t request = 0;
+    std::vector<int32_t> cached;  // tokens whose keys and values are in the cache
+    std::vector<int32_t> tokens;  // prompt and generated tokens of the present request
+    int n_prompt = 0;
+    int n_reused = 0;  // prompt tokens found in the cache
+    int n_predict = -1;
+    int n_generated = 0;
+    bool truncate_due = false;
+    uint64_t last_used = 0;
+  };
+
+  Scheduler(int n_slots, int n_ctx, int max_queue);
+
+  // Refusals: too_long, refused (slot id), busy (queue full). An accepted request waits until a
+  // slot takes it.
+  Status submit(ScheduledRequest request);
+  // True when the request existed. Its slot is idle at once; its cached tokens stay useful.
+  bool cancel(uint64_t id);
+  // Fills idle slots from the queue, then plans at most max_rows rows: every generating slot first,
+  // then prompts in turn.
+  StepPlan plan(int max_rows);
+  // The planned rows are in the cache now.
+  void ran(const StepPlan& plan);
+  // The token drawn for a slot that asked for logits. Returns why the request ends now, or none.
+  // ends: the token is an end or a stop string matched (eos or word given by the caller through
+  // `reason`).
+  StopReason sampled(int slot, int32_t token, StopReason reason);
+  // Frees a slot whose request is over.
+  void release(int slot);
+
+  std::span<const Slot> slots() const { return slots_; }
+  int n_queued() const { return static_cast<int>(queue_.size()); }
+  bool idle() const;
+  int n_ctx() const { return n_ctx_; }
+
+ private:
+  void assign();
+  std::optional<int> choose_slot(const ScheduledRequest& request) const;
+  void start(int slot, ScheduledRequest request);
+
+  std::vector<Slot> slots_;
+  std::deque<ScheduledRequest> queue_;
+  int n_ctx_;
+  int max_queue_;
+  int next_prefill_ = 0;
+  uint64_t clock_ = 0;
+};
+
+}  // namespace bantam
