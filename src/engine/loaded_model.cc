@@ -283,6 +283,16 @@ Result<ModelReport> LoadedModel::plan(const EngineOptions& options) {
   return planned->report;
 }
 
+Result<Tokenizer> LoadedModel::tokenizer_of(const EngineOptions& options) {
+  Result<MappedFile> mapped = open_model(options);
+  if (!mapped) return mapped.error();
+  Result<Gguf> file = Gguf::parse(*mapped);
+  if (!file) return file.error();
+  return Tokenizer::from_gguf(*file);
+}
+
+std::string instruction_sets() { return isa_names(); }
+
 Result<std::unique_ptr<LoadedModel>> LoadedModel::load(
     const EngineOptions& options, const std::function<void(const ModelReport&)>& planned_sink,
     const LoadProgress& progress) {

@@ -80,6 +80,8 @@ class LoadedModel {
  public:
   // Plans without taking memory for weights: what load() would do, or its refusal.
   static Result<ModelReport> plan(const EngineOptions& options);
+  // The tokenizer alone, without weights.
+  static Result<Tokenizer> tokenizer_of(const EngineOptions& options);
   // planned: called with the report before weights are read (to print the memory plan).
   static Result<std::unique_ptr<LoadedModel>> load(
       const EngineOptions& options, const std::function<void(const ModelReport&)>& planned = {},
@@ -106,6 +108,9 @@ class LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;
 };
+
+// Names of the instruction sets that this CPU can run.
+std::string instruction_sets();
 
 // Measured now with n_threads (DESIGN section 1), for bench.
 MachineSpeed measure_machine(int n_threads, const std::string& isa);

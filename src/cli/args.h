@@ -1,0 +1,72 @@
+// Command lines: one table of flags for parsing, --help and the LLAMA_ARG_* environment. Flags are
+// those of llama-server, llama-cli and llama-bench. Refuses unknown flags, bad values, and flags
+// whose silent loss would change answers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/engine.h"
+
+namespace bantam {
+
+enum class Command { serve, chat, bench, logits, info, tokenize };
+
+struct CliOptions {
+  Command command = Command::serve;
+  EngineOptions engine;
+  SamplingParams sampling;
+  int n_predict = -1;
+  bool kv_given = false;
+  bool gpu_layers_given = false;
+  bool help = false;
+  bool version = false;
+
+  // serve
+  std::string host = "127.0.0.1";
+  int port = 8080;
+  std::vector<std::string> api_keys;
+  int timeout_s = 600;
+  bool metrics = false;
+  bool slots = true;
+  bool page = true;
+  int log_level = 3;
+  std::string log_file;
+
+  // chat
+  std::string prompt;
+  std::string system;
+  bool single_turn = false;
+  bool show_timings = true;
+
+  // bench: comma lists as typed
+  std::string list_prompt = "512", list_gen = "128", list_depth = "0", list_pg;
+  std::string list_k = "f16", list_v = "f16", list_threads;
+  int repetitions = 5;
+  std::string output = "md";
+  bool progress = false;
+
+  // logits, tokenize, info
+  std::vector<int32_t> tokens;
+  std::string file;
+  std::string format = "json";
+  int chunk = 0;
+  int beside = 0;
+  bool json = false;
+  bool no_special = false;
+
+  std::vector<std::string> notes;  // one line each, to be logged
+};
+
+// Reads LLAMA_ARG_* first, then the arguments (without the command). The Error's message is one
+// clear sentence.
+Result<CliOptions> parse_args(Command command, const std::vector<std::string>& args);
+std::string help_text(Command command);
+// "512,1024", "0-4096+1024", "1-8*2" -> numbers
+Result<std::vector<int>> parse_list(const std::string& name, const std::string& text, int min,
+                                    int max);
+
+}  // namespace bantam

@@ -1,0 +1,152 @@
+// `bantam chat`: one question with -p, or a conversation. Ctrl-C stops the answer, a second one
+// leaves with 130.
+#include <unistd.h>
+
+#include <condition_variable>
+#include <cstdio>
+#include <iostream>
+#include <mutex>
+
+#include "base/log.h"
+#include "cli/commands.h"
+
+namespace bantam {
+
+namespace {
+
+struct Answer {
+  std::string text;
+  GenEvent last;
+};
+
+class Chat {
+ public:
+  Chat(const CliOptions& options, Engine& engine) : options_(options), engine_(engine) { clear(); }
+
+  void clear() {
+    messages_.clear();
+    if (!options_.system.empty()) messages_.push_back({"system", options_.system});
+  }
+
+  Status ask(const std::string& text) {
+    messages_.push_back({"user", text});
+    return answer();
+  }
+
+  Status regenerate() {
+    while (!messages_.empty() && messages_.back().role == "assistant") messages_.pop_back();
+    if (messages_.empty() || messages_.back().role != "user")
+      return refused("nothing to answer again yet");
+    return answer();
+  }
+
+ private:
+  Status answer() {
+    Result<std::vector<int32_t>> prompt =
+        encode_chatml(engine_.model().tokenizer(), messages_, true);
+    if (!prompt) return prompt.error();
+    GenRequest request;
+    request.prompt = std::move(*prompt);
+    request.sampling = options_.sampling;
+    request.n_predict = options_.n_predict;
+    Result<Answer> answer = run(std::move(request));
+    if (!answer) {
+      messages_.pop_back();
+      return answer.error();
+    }
+    std::fputs("\n", stdout);
+    std::fflush(stdout);
+    messages_.push_back({"assistant", answer->text});
+    const Timings& t = answer->last.timings;
+    if (options_.show_timings && log_level() >= LogLevel::info) {
+      log_info("[ Prompt: {:.1f} t/s | Generation: {:.1f} t/s ]",
+               t.prompt_ms > 0 ? t.prompt_n * 1000.0 / t.prompt_ms : 0.0,
+               t.predicted_ms > 0 ? t.predicted_n * 1000.0 / t.predicted_ms : 0.0);
+    }
+    if (answer->last.stop == StopReason::context_full)
+      log_warn("the context is full; /clear starts anew");
+    return Ok{};
+  }
+
+  Result<Answer> run(GenRequest request) {
+    std::mutex mutex;
+    std::condition_variable changed;
+    Answer answer;
+    bool done = false;
+    Result<uint64_t> id = engine_.submit(std::move(request), [&](const GenEvent& event) {
+      std::fwrite(event.text.data(), 1, event.text.size(), stdout);
+      std::fflush(stdout);
+      const std::lock_guard lock(mutex);
+      answer.text += event.text;
+      if (event.kind != GenEventKind::done && event.kind != GenEventKind::error) return;
+      answer.last = event;
+      done = true;
+      changed.notify_one();
+    });
+    if (!id) return id.error();
+    std::unique_lock lock(mutex);
+    bool cancelled = false;
+    while (!done) {
+      changed.wait_for(lock, std::chrono::milliseconds(50));
+      if (interrupts() > 0 && !cancelled) {
+        engine_.cancel(*id);
+        cancelled = true;
+      }
+    }
+    if (answer.last.kind == GenEventKind::error) return answer.last.error;
+    return answer;
+  }
+
+  const CliOptions& options_;
+  Engine& engine_;
+  std::vector<ChatMessage> messages_;
+};
+
+constexpr const char* kHelp =
+    "commands: /exit  /clear (new conversation)  /regen (answer again)  /help";
+
+int converse(const CliOptions& options, Chat& chat) {
+  const bool tty = ::isatty(0) == 1;
+  if (tty) log_info("{}", kHelp);
+  std::string line;
+  for (;;) {
+    if (tty) {
+      std::fputs("> ", stdout);
+      std::fflush(stdout);
+    }
+    clear_interrupts();
+    if (!std::getline(std::cin, line)) return interrupts() > 0 ? 130 : 0;
+    if (line.empty()) continue;
+    if (line == "/exit" || line == "/quit") return 0;
+    Status status = Ok{};
+    if (line == "/help") {
+      log_info("{}", kHelp);
+    } else if (line == "/clear") {
+      chat.clear();
+    } else if (line == "/regen") {
+      status = chat.regenerate();
+    } else {
+      status = chat.ask(line);
+    }
+    if (!status) report_error(status.error());
+    if (options.single_turn) return status.ok() ? 0 : 1;
+  }
+}
+
+}  // namespace
+
+int run_chat(const CliOptions& options) {
+  if (Status status = check_sampling(options.sampling, 1 << 22); !status)
+    return report_error(status.error());
+  Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
+  if (!loaded) return report_error(loaded.error());
+  install_interrupts();
+  const std::unique_ptr<Engine> engine = Engine::start(std::move(*loaded), 4);
+  Chat chat(options, *engine);
+  if (options.prompt.empty()) return converse(options, chat);
+  const Status status = chat.ask(options.prompt);
+  if (interrupts() > 0) return 130;
+  return status.ok() ? 0 : report_error(status.error());
+}
+
+}  // namespace bantam

@@ -1,0 +1,77 @@
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "cli/commands.h"
+
+namespace bantam {
+
+namespace {
+
+nlohmann::json as_json(const ModelReport& r) {
+  return {{"model", r.id},
+          {"path", r.model_path},
+          {"name", r.name},
+          {"architecture", r.arch},
+          {"weight_types", r.weight_types},
+          {"n_params", r.n_params},
+          {"file_bytes", r.file_bytes},
+          {"n_vocab", r.n_vocab},
+          {"n_layers", r.n_layers},
+          {"d_model", r.d_model},
+          {"d_ff", r.d_ff},
+          {"n_heads", r.n_heads},
+          {"n_kv_heads", r.n_kv_heads},
+          {"head_dim", r.head_dim},
+          {"n_ctx_train", r.n_ctx_train},
+          {"n_ctx", r.n_ctx},
+          {"n_slots", r.n_slots},
+          {"type_k", info(r.type_k).name},
+          {"type_v", info(r.type_v).name},
+          {"attention", r.attention},
+          {"backend", r.backend},
+          {"isa", r.isa},
+          {"cpu", r.cpu},
+          {"n_threads", r.n_threads},
+          {"chat_template", !r.chat_template.empty()},
+          {"weight_bytes", r.memory.weight_bytes},
+          {"kv_bytes", r.memory.kv_bytes},
+          {"compute_bytes", r.memory.compute_bytes},
+          {"rest_bytes", r.memory.rest_bytes},
+          {"available_bytes", r.memory.available_bytes}};
+}
+
+}  // namespace
+
+int run_info(const CliOptions& options) {
+  Result<ModelReport> report = LoadedModel::plan(options.engine);
+  if (!report) return report_error(report.error());
+  if (options.json) {
+    const auto replace = nlohmann::json::error_handler_t::replace;
+    std::printf("%s\n", as_json(*report).dump(2, ' ', false, replace).c_str());
+    return 0;
+  }
+  for (const std::string& line : report_lines(*report)) std::printf("%s\n", line.c_str());
+  std::printf("shape: %d layers, d_model %d, d_ff %d, vocabulary %d, chat template %s\n",
+              report->n_layers, report->d_model, report->d_ff, report->n_vocab,
+              report->chat_template.empty() ? "none" : "in the file");
+  return 0;
+}
+
+int run_tokenize(const CliOptions& options) {
+  std::ostringstream text;
+  std::ifstream file(options.file, std::ios::binary);
+  if (options.file.empty() || !file) {
+    return report_error(
+        refused("cannot read the text: pass a readable file with -f, got '" + options.file + "'"));
+  }
+  text << file.rdbuf();
+  Result<Tokenizer> tokenizer = LoadedModel::tokenizer_of(options.engine);
+  if (!tokenizer) return report_error(tokenizer.error());
+  const std::vector<int32_t> tokens = tokenizer->encode(text.str(), false, false);
+  std::printf("%s\n", nlohmann::json(tokens).dump().c_str());
+  return 0;
+}
+
+}  // namespace bantam

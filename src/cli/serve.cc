@@ -1,0 +1,64 @@
+#include <thread>
+
+#include "base/log.h"
+#include "cli/commands.h"
+#include "server/server.h"
+
+namespace bantam {
+
+namespace {
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+ServerOptions server_options(const CliOptions& options) {
+  ServerOptions server;
+  server.host = options.host;
+  server.port = options.port;
+  server.api_keys = options.api_keys;
+  server.timeout_s = options.timeout_s;
+  server.metrics = options.metrics;
+  server.slots = options.slots;
+  server.page = options.page;
+  server.sampling = options.sampling;
+  server.n_predict = options.n_predict;
+  if (const char* ms = std::getenv("BANTAM_HEADER_TIMEOUT_MS");
+      ms != nullptr && std::atoi(ms) > 0) {
+    server.header_timeout_ms = std::atoi(ms);
+  }
+  return server;
+}
+
+}  // namespace
+
+int run_serve(const CliOptions& options) {
+  if (Status status = check_sampling(options.sampling, 1 << 22); !status)
+    return report_error(status.error());
+  // Planned before the port is taken, so that a refusal leaves no trace.
+  Result<ModelReport> planned = LoadedModel::plan(options.engine);
+  if (!planned) return report_error(planned.error());
+  Result<std::unique_ptr<Server>> server = Server::bind(server_options(options));
+  if (!server) return report_error(server.error());
+  if (!is_loopback(options.host) && options.api_keys.empty()) {
+    log_warn("{} is reachable from other machines and there is no --api-key", options.host);
+  }
+  std::thread io([&] { (*server)->run(); });
+  Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
+  int code = 0;
+  std::unique_ptr<Engine> engine;
+  if (loaded) {
+    engine = Engine::start(std::move(*loaded));
+    (*server)->set_engine(engine.get());
+    const std::string url = "http://" + options.host + ":" + std::to_string((*server)->port());
+    log_info("server is listening on {}", url);
+    if (options.page) log_info("open {} in a browser to chat; Ctrl-C ends the server", url);
+  } else {
+    code = report_error(loaded.error());
+    (*server)->stop();
+  }
+  io.join();
+  return code;
+}
+
+}  // namespace bantam

@@ -1,0 +1,47 @@
+// Server: listens before the model is loaded (503 until ready), one event loop, llama-server's
+// routes. Owns sockets and requests; the Engine belongs to the caller. Refuses hosts it was not
+// asked for, oversized and slow requests.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/engine.h"
+
+namespace bantam {
+
+struct ServerOptions {
+  std::string host = "127.0.0.1";
+  int port = 8080;
+  std::vector<std::string> api_keys;
+  int timeout_s = 600;
+  int header_timeout_ms = 10000;
+  bool metrics = false;
+  bool slots = true;
+  bool page = true;
+  SamplingParams sampling;  // defaults of requests
+  int n_predict = -1;
+};
+
+class Server {
+ public:
+  static Result<std::unique_ptr<Server>> bind(const ServerOptions& options);
+  ~Server();
+
+  int port() const;
+  // Serves until stop() or a signal (SIGINT, SIGTERM); call from one thread.
+  void run();
+  // Thread safe. The engine must outlive run().
+  void set_engine(Engine* engine);
+  void stop();
+  bool stopped() const;
+
+ private:
+  Server();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace bantam
