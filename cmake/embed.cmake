@@ -13,7 +13,7 @@ bantam_builtin_model_end:
     .byte 0
     .section .note.GNU-stack,\"\",%progbits
 ")
-enable_language(ASM)
+
 set_source_files_properties(${embedded} PROPERTIES OBJECT_DEPENDS
   ${CMAKE_SOURCE_DIR}/models/tiny-1bit-chat.gguf)
 target_sources(bantam_engine PRIVATE ${embedded})

@@ -5,12 +5,14 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <random>
 #include <thread>
 #include <utility>
 
+#include "base/limits.h"
 #include "engine/scheduler.h"
 #include "engine/stop.h"
 #include "text/utf8_stream.h"
@@ -54,7 +56,12 @@ struct Engine::Impl {
   Impl(LoadedModel& loaded, int max_queue)
       : model(loaded),
         scheduler(loaded.report().n_slots, loaded.report().n_ctx, max_queue),
-        row_budget(loaded.model().options().max_rows) {}
+        row_budget(loaded.model().options().max_rows) {
+    const Tokenizer& tokenizer = loaded.tokenizer();
+    for (int32_t token = 0; token < tokenizer.n_vocab(); ++token) {
+      if (tokenizer.is_end(token)) end_tokens.push_back(token);
+    }
+  }
 
   void loop();
   void take_mail();
@@ -64,6 +71,7 @@ struct Engine::Impl {
   void note_step(const StepPlan& plan, double ms);
   void draw(const StepPlan& plan);
   void draw_one(int slot, std::span<const float> logits);
+  void fail_slot(int slot, Error error);
   void emit(Running& running, int slot, std::string text);
   void publish();
 
@@ -78,6 +86,7 @@ struct Engine::Impl {
   Scheduler scheduler;
   std::map<uint64_t, Running> running;
   std::vector<BatchRow> rows;
+  std::vector<int32_t> end_tokens;
   int row_budget;
 
   mutable std::mutex mutex;
@@ -110,6 +119,13 @@ void Engine::Impl::begin(uint64_t id, GenRequest request, GenSink sink) {
   }
   const int64_t wanted = request.sampling.seed;
   const uint64_t seed = wanted >= 0 ? static_cast<uint64_t>(wanted) : std::random_device{}();
+  request.sampling.seed = static_cast<int64_t>(seed);
+  if (request.ignore_eos) {
+    // Never drawn, as in llama.cpp: text that goes on after an end token is noise.
+    for (const int32_t token : end_tokens) {
+      request.sampling.logit_bias.emplace_back(token, -std::numeric_limits<float>::infinity());
+    }
+  }
   running.try_emplace(id, std::move(request), std::move(sink), seed);
 }
 
@@ -150,6 +166,7 @@ void Engine::Impl::end(uint64_t id, StopReason reason) {
   event.stopping_word = r.stop.word();
   event.truncated = reason == StopReason::context_full;
   event.timings = r.timings;
+  event.seed = r.sampler.seed();
   const GenSink sink = std::move(r.sink);
   scheduler.cancel(id);
   running.erase(id);
@@ -180,26 +197,33 @@ void Engine::Impl::emit(Running& r, int slot, std::string text) {
   r.sink(event);
 }
 
+// Ends the request of a slot with an error. Its cache may hold NaN and is not used again.
+void Engine::Impl::fail_slot(int slot, Error error) {
+  GenEvent event;
+  event.kind = GenEventKind::error;
+  event.id = scheduler.slots()[static_cast<size_t>(slot)].request;
+  event.slot = slot;
+  event.error = std::move(error);
+  const GenSink sink = std::move(running.at(event.id).sink);
+  running.erase(event.id);
+  scheduler.release(slot, true);
+  model.truncate(slot, 0);
+  {
+    const std::lock_guard lock(mutex);
+    --n_waiting;
+  }
+  publish();
+  sink(event);
+}
+
 void Engine::Impl::draw_one(int slot_index, std::span<const float> logits) {
   const Scheduler::Slot& slot = scheduler.slots()[static_cast<size_t>(slot_index)];
   const uint64_t id = slot.request;
   Running& r = running.at(id);
+  // An embedding may have more rows than there are tokens; those are no answers.
+  logits = logits.first(std::min(logits.size(), static_cast<size_t>(model.tokenizer().n_vocab())));
   const int32_t token = r.sampler.sample(logits, slot.tokens);
-  if (token < 0) {
-    GenEvent event;
-    event.kind = GenEventKind::error;
-    event.id = id;
-    event.slot = slot_index;
-    event.error = failed("the model gave no finite logits");
-    const GenSink sink = std::move(r.sink);
-    scheduler.cancel(id);
-    running.erase(id);
-    {
-      const std::lock_guard lock(mutex);
-      --n_waiting;
-    }
-    return sink(event);
-  }
+  if (token < 0) return fail_slot(slot_index, failed("the model produced no finite logits"));
   ++r.timings.predicted_n;
   const Tokenizer& tokenizer = model.tokenizer();
   StopReason reason =
@@ -266,8 +290,8 @@ void Engine::Impl::note_step(const StepPlan& plan, double ms) {
   // More prompt rows when steps are quick, fewer when one takes longer than a cancel may wait.
   if (plan.rows.size() > 1) {
     const double fitting = kStepMs / std::max(1e-3, ms / static_cast<double>(plan.rows.size()));
-    row_budget =
-        static_cast<int>(std::clamp(fitting, 8.0, double(model.model().options().max_rows)));
+    const double most = model.model().options().max_rows;
+    row_budget = static_cast<int>(std::min(std::max(fitting, 8.0), most));
   }
 }
 
@@ -337,6 +361,7 @@ void Engine::Impl::loop() {
     }
     if (!scheduler.idle()) run_step();
   }
+  take_mail();  // what came after the last look, so that every request gets its last event
   while (!running.empty()) end(running.begin()->first, StopReason::cancelled);
 }
 
@@ -364,8 +389,12 @@ Engine::~Engine() {
 
 Result<uint64_t> Engine::submit(GenRequest request, GenSink sink) {
   const ModelReport& report = model_->report();
-  if (Status status = check_sampling(request.sampling, report.n_vocab); !status)
+  if (Status status = check_sampling(request.sampling, model_->tokenizer().n_vocab()); !status)
     return status.error();
+  if (request.stop.size() > kMaxStopStrings) {
+    return refused("stop has " + std::to_string(request.stop.size()) +
+                   " strings, expected at most " + std::to_string(kMaxStopStrings));
+  }
   if (request.n_predict < -1)
     return refused("n_predict is " + std::to_string(request.n_predict) + ", expected -1 or more");
   for (const int32_t token : request.prompt) {

@@ -44,16 +44,17 @@ struct GenEvent {
   GenEventKind kind = GenEventKind::token;
   uint64_t id = 0;
   int slot = -1;
-  std::string text;              // complete, valid UTF-8; stop strings held back
+  std::string text;  // complete, valid UTF-8; stop strings held back; `done` carries the rest
   std::vector<int32_t> tokens;   // the tokens behind `text`
-  std::vector<TokenProb> probs;  // of the sampled token (first), then the top n_probs
+  std::vector<TokenProb> probs;  // for each of `tokens`: itself (first), then the top n_probs
   int n_processed = 0;           // prompt tokens so far (progress)
   int n_prompt = 0;
   StopReason stop = StopReason::none;
   std::string stopping_word;
   bool truncated = false;
   Timings timings;
-  Error error;  // kind == error
+  uint64_t seed = 0;  // the sampler's (done)
+  Error error;        // kind == error
 };
 
 using GenSink = std::function<void(const GenEvent&)>;

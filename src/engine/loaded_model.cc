@@ -61,7 +61,14 @@ void describe_file(const Gguf& file, const EngineOptions& options, ModelReport& 
   std::map<std::string, int> counts;
   for (const GgufTensor& tensor : file.tensors()) {
     ++counts[display_name(tensor.type)];
-    report.n_params += tensor.dims[0] * tensor.dims[1] * tensor.dims[2] * tensor.dims[3];
+    const int64_t n = tensor.dims[0] * tensor.dims[1] * tensor.dims[2] * tensor.dims[3];
+    report.n_params += n;
+    const bool looked_up_only =
+        tensor.name == "token_embd.weight" && file.find_tensor("output.weight") != nullptr;
+    if (tensor.n_dims == 2 && !looked_up_only) {
+      report.matrix_weights += n;
+      report.matrix_bytes += static_cast<int64_t>(tensor.n_bytes);
+    }
   }
   for (const auto& [name, n] : counts) {
     report.weight_types +=

@@ -45,6 +45,9 @@ struct ModelReport {
   std::string weight_types;  // "Q1_0 x 43, F32 x 25"
   int64_t n_params = 0;
   int64_t file_bytes = 0;
+  int64_t matrix_weights =
+      0;  // multiplied for each token: all matrices, the embedding only when tied
+  int64_t matrix_bytes = 0;  // of these, packed
   int n_vocab = 0;
   int n_layers = 0;
   int d_model = 0;

@@ -33,7 +33,11 @@ Status Scheduler::submit(ScheduledRequest request) {
     return refused("id_slot is " + std::to_string(request.id_slot) + ", expected -1 to " +
                    std::to_string(slots_.size() - 1));
   }
-  if (n_queued() >= max_queue_) {
+  // max_queue requests wait beyond the slots: those that the next plan() takes are not waiting.
+  const auto n_idle = std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) {
+    return slot.phase == Slot::Phase::idle;
+  });
+  if (n_queued() >= max_queue_ + static_cast<int>(n_idle)) {
     return Error{ErrorKind::busy,
                  "the queue is full (" + std::to_string(max_queue_) + " requests)"};
   }
@@ -105,6 +109,7 @@ void Scheduler::assign() {
 }
 
 StepPlan Scheduler::plan(int max_rows) {
+  CHECK(max_rows >= static_cast<int>(slots_.size()));
   assign();
   StepPlan plan;
   for (size_t i = 0; i < slots_.size(); ++i) {
@@ -124,15 +129,21 @@ StepPlan Scheduler::plan(int max_rows) {
     const int left = max_rows - static_cast<int>(plan.rows.size());
     if (slot.phase != Slot::Phase::prefill || left <= 0) continue;
     next_prefill_ = (index + 1) % n_slots;
-    const int done = static_cast<int>(slot.cached.size());
-    const int n = std::min(left, slot.n_prompt - done);
-    for (int pos = done; pos < done + n; ++pos) {
-      const bool last = pos + 1 == slot.n_prompt;
-      plan.rows.push_back(
-          {slot.tokens[static_cast<size_t>(pos)], index, pos, last && slot.n_predict != 0});
-    }
+    take_rows(plan, index, left);
   }
   return plan;
+}
+
+// At most n rows of a prompt, from where the cache ends.
+void Scheduler::take_rows(StepPlan& plan, int index, int n) const {
+  const Slot& slot = slots_[static_cast<size_t>(index)];
+  const int done = static_cast<int>(slot.cached.size());
+  const int end = std::min(done + n, slot.n_prompt);
+  for (int pos = done; pos < end; ++pos) {
+    const bool last = pos + 1 == slot.n_prompt;
+    plan.rows.push_back(
+        {slot.tokens[static_cast<size_t>(pos)], index, pos, last && slot.n_predict != 0});
+  }
 }
 
 void Scheduler::ran(const StepPlan& plan) {
@@ -159,12 +170,14 @@ StopReason Scheduler::sampled(int index, int32_t token, StopReason reason) {
   return StopReason::none;
 }
 
-void Scheduler::release(int index) {
+void Scheduler::release(int index, bool forget) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.phase = Slot::Phase::idle;
   slot.request = 0;
   slot.tokens.clear();
-  slot.last_used = ++clock_;
+  if (forget) slot.cached.clear();
+  // A slot with nothing to lose is taken first.
+  slot.last_used = forget ? 0 : ++clock_;
 }
 
 bool Scheduler::idle() const {

@@ -65,7 +65,8 @@ class Scheduler {
   // True when the request existed. Its slot is idle at once; its cached tokens stay useful.
   bool cancel(uint64_t id);
   // Fills idle slots from the queue, then plans at most max_rows rows: every generating slot first,
-  // then prompts in turn.
+  // then prompts in turn. max_rows: at least the number of slots (CHECK), so that no generating
+  // slot is left out and some prompt always gets a row.
   StepPlan plan(int max_rows);
   // The planned rows are in the cache now.
   void ran(const StepPlan& plan);
@@ -73,8 +74,8 @@ class Scheduler {
   // ends: the token is an end or a stop string matched (eos or word given by the caller through
   // `reason`).
   StopReason sampled(int slot, int32_t token, StopReason reason);
-  // Frees a slot whose request is over.
-  void release(int slot);
+  // Frees a slot whose request is over. forget: its cached tokens must not be used again.
+  void release(int slot, bool forget = false);
 
   std::span<const Slot> slots() const { return slots_; }
   int n_queued() const { return static_cast<int>(queue_.size()); }
@@ -83,6 +84,7 @@ class Scheduler {
 
  private:
   void assign();
+  void take_rows(StepPlan& plan, int slot, int n) const;
   std::optional<int> choose_slot(const ScheduledRequest& request) const;
   void start(int slot, ScheduledRequest request);
 

@@ -12,16 +12,19 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stop
 std::string StopMatcher::push(std::string_view text) {
   if (stopped()) return {};
   held_.append(text);
-  size_t first = std::string::npos;
+  // The stop string that is complete first, as if the text had come byte by byte; of several that
+  // end at the same byte the longest. Anything else would depend on how the text was split.
+  size_t first_end = std::string::npos;
   for (const std::string& stop : stops_) {
     const size_t at = held_.find(stop);
-    if (at < first) {
-      first = at;
-      word_ = stop;
-    }
+    if (at == std::string::npos) continue;
+    const size_t end = at + stop.size();
+    if (end > first_end || (end == first_end && stop.size() <= word_.size())) continue;
+    first_end = end;
+    word_ = stop;
   }
-  if (first != std::string::npos) {
-    std::string out = held_.substr(0, first);
+  if (stopped()) {
+    std::string out = held_.substr(0, first_end - word_.size());
     held_.clear();
     return out;
   }

@@ -1,0 +1,472 @@
+// Scheduler: rules one by one, then a seeded simulation with a fake model whose next token is a
+// hash of the whole sequence, so that any mix-up of slots, positions or prefixes changes an answer.
+// BANTAM_SEED=n repeats a run.
+#include "engine/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+namespace bantam {
+namespace {
+
+using Phase = Scheduler::Slot::Phase;
+
+int32_t hash_token(std::span<const int32_t> tokens) {
+  uint64_t h = 0xcbf29ce484222325ull;
+  for (const int32_t token : tokens) h = (h ^ static_cast<uint32_t>(token)) * 0x100000001b3ull;
+  return static_cast<int32_t>((h >> 20) % 1000);
+}
+bool is_end(int32_t token) { return token % 61 == 7; }
+
+std::vector<int32_t> prompt_of(int n, int first = 1) {
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < n; ++i) prompt.push_back(first + i);
+  return prompt;
+}
+
+ScheduledRequest request(uint64_t id, std::vector<int32_t> prompt, int n_predict = -1,
+                         int id_slot = -1, bool cache_prompt = true) {
+  return {id, std::move(prompt), n_predict, cache_prompt, id_slot};
+}
+
+// Runs a request that is alone in the scheduler to its end, over logits rows that say `token`.
+StopReason run_alone(Scheduler& scheduler, int max_rows, int32_t token = 5) {
+  for (;;) {
+    const StepPlan plan = scheduler.plan(max_rows);
+    scheduler.ran(plan);
+    for (const ScheduledRow& row : plan.rows) {
+      if (!row.want_logits) continue;
+      const StopReason reason = scheduler.sampled(row.slot, token, StopReason::none);
+      if (reason == StopReason::none) continue;
+      scheduler.release(row.slot);
+      return reason;
+    }
+  }
+}
+
+int slot_of(const Scheduler& scheduler, uint64_t id) {
+  for (size_t i = 0; i < scheduler.slots().size(); ++i) {
+    const Scheduler::Slot& slot = scheduler.slots()[i];
+    if (slot.phase != Phase::idle && slot.request == id) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+TEST(Scheduler, RefusesWhatCannotFit) {
+  Scheduler scheduler(2, 256, 4);
+  EXPECT_TRUE(scheduler.submit(request(1, prompt_of(255))).ok());
+  const Status status = scheduler.submit(request(2, prompt_of(256)));
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().kind, ErrorKind::too_long);
+  EXPECT_EQ(status.error().message,
+            "request (256 tokens) exceeds the available context size (256 tokens), try increasing "
+            "it");
+  EXPECT_EQ(scheduler.submit(request(3, {})).error().kind, ErrorKind::refused);
+  EXPECT_EQ(scheduler.submit(request(4, prompt_of(3), -1, 2)).error().kind, ErrorKind::refused);
+  EXPECT_EQ(scheduler.submit(request(5, prompt_of(3), -1, -2)).error().kind, ErrorKind::refused);
+}
+
+TEST(Scheduler, QueueHoldsMaxQueueBeyondTheSlots) {
+  for (const int max_queue : {0, 1, 5}) {
+    Scheduler scheduler(2, 256, max_queue);
+    for (int i = 0; i < 2 + max_queue; ++i) {
+      EXPECT_TRUE(scheduler.submit(request(static_cast<uint64_t>(i + 1), prompt_of(4))).ok());
+    }
+    EXPECT_EQ(scheduler.submit(request(99, prompt_of(4))).error().kind, ErrorKind::busy);
+    scheduler.plan(8);
+    EXPECT_EQ(scheduler.n_queued(), max_queue);
+    EXPECT_EQ(scheduler.submit(request(99, prompt_of(4))).error().kind, ErrorKind::busy);
+    EXPECT_TRUE(scheduler.cancel(1));
+    EXPECT_TRUE(scheduler.submit(request(99, prompt_of(4))).ok());
+  }
+}
+
+TEST(Scheduler, ReusesThePrefixButComputesTheLastToken) {
+  Scheduler scheduler(1, 256, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(10), 1)).ok());
+  EXPECT_EQ(run_alone(scheduler, 64), StopReason::limit);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10), 1)).ok());
+  const StepPlan plan = scheduler.plan(64);
+  ASSERT_EQ(plan.truncate.size(), 1u);
+  EXPECT_EQ(plan.truncate[0].n_keep, 9);
+  ASSERT_EQ(plan.rows.size(), 1u);
+  EXPECT_EQ(plan.rows[0].pos, 9);
+  EXPECT_TRUE(plan.rows[0].want_logits);
+  EXPECT_EQ(scheduler.slots()[0].n_reused, 9);
+  EXPECT_TRUE(scheduler.cancel(2));
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(10), 1, -1, false)).ok());
+  EXPECT_EQ(scheduler.plan(64).rows.size(), 10u);  // cache_prompt off
+}
+
+TEST(Scheduler, ChoosesPinnedThenSimilarThenLeastRecentlyUsed) {
+  Scheduler scheduler(3, 256, 4);
+  for (int i = 0; i < 3; ++i) {  // slot 2 oldest, then 0, then 1
+    const int slot = (i + 2) % 3;
+    const auto id = static_cast<uint64_t>(i + 1);
+    ASSERT_TRUE(scheduler.submit(request(id, prompt_of(20, slot * 100), 1, slot)).ok());
+    run_alone(scheduler, 64);
+  }
+  const auto lands = [&](ScheduledRequest r) {
+    const uint64_t id = r.id;
+    EXPECT_TRUE(scheduler.submit(std::move(r)).ok());
+    const StepPlan plan = scheduler.plan(64);
+    const int slot = slot_of(scheduler, id);
+    return slot;
+  };
+  EXPECT_EQ(lands(request(10, prompt_of(20, 100), 1)), 1);   // same prompt
+  EXPECT_EQ(lands(request(11, prompt_of(20, 7000), 1)), 2);  // nothing alike: oldest
+  EXPECT_EQ(lands(request(12, prompt_of(20, 7000), 1, 0)), 0);
+  EXPECT_EQ(lands(request(13, prompt_of(20, 7000), 1, 0)), -1);  // pinned to a busy slot: waits
+  EXPECT_EQ(scheduler.n_queued(), 1);
+}
+
+TEST(Scheduler, APinnedRequestLetsOthersPassButNotOnItsSlot) {
+  Scheduler scheduler(2, 256, 8);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(4), -1, 0)).ok());
+  scheduler.plan(8);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(4), -1, 0)).ok());
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(4))).ok());
+  ASSERT_TRUE(scheduler.submit(request(4, prompt_of(4))).ok());
+  scheduler.plan(8);
+  EXPECT_EQ(slot_of(scheduler, 3), 1);
+  EXPECT_TRUE(scheduler.cancel(1));
+  scheduler.plan(8);
+  EXPECT_EQ(slot_of(scheduler, 2), 0);  // older than 4
+  EXPECT_EQ(slot_of(scheduler, 4), -1);
+}
+
+TEST(Scheduler, PredictsNothingALimitOrToTheEndOfTheContext) {
+  Scheduler scheduler(1, 32, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(10), 0)).ok());
+  StepPlan plan = scheduler.plan(64);
+  EXPECT_EQ(plan.rows.size(), 10u);
+  for (const ScheduledRow& row : plan.rows) EXPECT_FALSE(row.want_logits);
+  scheduler.ran(plan);
+  EXPECT_TRUE(scheduler.cancel(1));
+  EXPECT_EQ(scheduler.slots()[0].cached.size(), 10u);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10), 7)).ok());
+  EXPECT_EQ(run_alone(scheduler, 4), StopReason::limit);
+  EXPECT_EQ(scheduler.slots()[0].n_generated, 7);
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(31), -1)).ok());
+  EXPECT_EQ(run_alone(scheduler, 4), StopReason::context_full);
+  EXPECT_EQ(scheduler.slots()[0].cached.size(), 32u);
+  EXPECT_EQ(scheduler.slots()[0].n_generated, 2);
+}
+
+TEST(Scheduler, PromptsTakeTurnsAndGenerationNeverWaits) {
+  Scheduler scheduler(3, 256, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(2))).ok());
+  StepPlan plan = scheduler.plan(8);
+  scheduler.ran(plan);
+  EXPECT_EQ(scheduler.sampled(0, 5, StopReason::none), StopReason::none);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(200, 1000))).ok());
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(200, 2000))).ok());
+  for (int i = 0; i < 20; ++i) {
+    plan = scheduler.plan(8);
+    EXPECT_EQ(plan.rows.size(), 8u);
+    EXPECT_EQ(plan.rows[0].slot, 0);
+    EXPECT_TRUE(plan.rows[0].want_logits);
+    scheduler.ran(plan);
+    EXPECT_EQ(scheduler.sampled(0, 5, StopReason::none), StopReason::none);
+  }
+  const int a = static_cast<int>(scheduler.slots()[1].cached.size());
+  const int b = static_cast<int>(scheduler.slots()[2].cached.size());
+  EXPECT_EQ(a + b, 140);
+  EXPECT_LE(std::abs(a - b), 7);
+}
+
+TEST(Scheduler, ForgottenCacheIsNotReused) {
+  Scheduler scheduler(1, 256, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(10))).ok());
+  scheduler.ran(scheduler.plan(64));
+  scheduler.release(0, true);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10))).ok());
+  EXPECT_EQ(scheduler.plan(64).rows.size(), 10u);
+}
+
+// ---- simulation ----
+
+// Sequences as the real model keeps them, with its refusals as assertions.
+class FakeModel {
+ public:
+  FakeModel(int n_slots, int n_ctx) : n_ctx_(n_ctx), sequences_(static_cast<size_t>(n_slots)) {}
+
+  void truncate(int slot, int n_keep) {
+    auto& sequence = sequences_[static_cast<size_t>(slot)];
+    ASSERT_GE(n_keep, 0);
+    ASSERT_LE(n_keep, static_cast<int>(sequence.size()));
+    sequence.resize(static_cast<size_t>(n_keep));
+  }
+  // The next token for each row with logits.
+  std::vector<int32_t> step(const StepPlan& plan) {
+    std::vector<int32_t> out;
+    std::set<int> ended;
+    int previous = -1;
+    for (const ScheduledRow& row : plan.rows) {
+      if (row.slot != previous) EXPECT_TRUE(ended.insert(row.slot).second) << "rows not together";
+      previous = row.slot;
+      auto& sequence = sequences_[static_cast<size_t>(row.slot)];
+      EXPECT_EQ(row.pos, static_cast<int>(sequence.size()));
+      EXPECT_LT(row.pos, n_ctx_);
+      sequence.push_back(row.token);
+      if (row.want_logits) out.push_back(hash_token(sequence));
+    }
+    return out;
+  }
+  const std::vector<int32_t>& sequence(int slot) const {
+    return sequences_[static_cast<size_t>(slot)];
+  }
+
+ private:
+  int n_ctx_;
+  std::vector<std::vector<int32_t>> sequences_;
+};
+
+struct Tracked {
+  ScheduledRequest request;
+  uint64_t order = 0;
+  std::vector<int32_t> tokens;
+  int steps_without_row = 0;
+  bool started = false;
+};
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  StopReason reason = StopReason::none;
+  bool operator==(const Answer&) const = default;
+};
+
+Answer solo(const ScheduledRequest& request, int n_ctx) {
+  Answer answer;
+  std::vector<int32_t> all = request.prompt;
+  if (request.n_predict == 0) return {{}, StopReason::limit};
+  for (;;) {
+    const int32_t token = hash_token(all);
+    answer.tokens.push_back(token);
+    if (is_end(token)) {
+      answer.reason = StopReason::eos;
+    } else if (static_cast<int>(answer.tokens.size()) == request.n_predict) {
+      answer.reason = StopReason::limit;
+    } else if (static_cast<int>(all.size()) == n_ctx) {
+      answer.reason = StopReason::context_full;
+    }
+    if (answer.reason != StopReason::none) return answer;
+    all.push_back(token);
+  }
+}
+
+class Simulation {
+ public:
+  Simulation(uint64_t seed, int n_slots, int max_queue)
+      : random_(seed),
+        n_slots_(n_slots),
+        max_queue_(max_queue),
+        scheduler_(n_slots, kContext, max_queue),
+        model_(n_slots, kContext) {}
+
+  void run(int n_requests) {
+    int left = n_requests;
+    int idle_rounds = 0;
+    while (left > 0 || !live_.empty()) {
+      // Mostly as much as fits; now and then a burst into a full queue.
+      const bool burst = below(40) == 0;
+      for (uint64_t n = below(4); n > 0 && left > 0 && (burst || has_room()); --n, --left) submit();
+      if (below(24) == 0) cancel_one();
+      step();
+      if (testing::Test::HasFailure()) return;
+      idle_rounds = left == 0 ? idle_rounds + 1 : 0;
+      ASSERT_LT(idle_rounds, 100000) << "requests never end";
+    }
+    EXPECT_TRUE(scheduler_.idle());
+  }
+
+  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0;
+
+ private:
+  static constexpr int kContext = 96;
+
+  bool has_room() const { return static_cast<int>(live_.size()) < n_slots_ + max_queue_; }
+  uint64_t below(uint64_t n) { return random_() % n; }
+
+  void submit() {
+    ScheduledRequest r;
+    r.id = ++next_id_;
+    // One of a few common beginnings, so that prefixes are shared.
+    const int n_shared = static_cast<int>(below(50)), family = static_cast<int>(below(5));
+    r.prompt = prompt_of(n_shared, family * 1000);
+    for (uint64_t n = below(below(12) == 0 ? 80 : 20); n > 0; --n) {
+      r.prompt.push_back(static_cast<int32_t>(below(3)));
+    }
+    r.n_predict = below(3) == 0 ? -1 : static_cast<int>(below(25));
+    r.cache_prompt = below(8) != 0;
+    if (below(6) == 0) r.id_slot = static_cast<int>(below(static_cast<uint64_t>(n_slots_)));
+    const Status status = scheduler_.submit(r);
+    const auto n = static_cast<int>(r.prompt.size());
+    if (n == 0 || n >= kContext) {
+      ASSERT_FALSE(status.ok());
+      ASSERT_EQ(status.error().kind, n == 0 ? ErrorKind::refused : ErrorKind::too_long);
+      ++n_refused;
+      return;
+    }
+    const int limit = max_queue_ + n_slots_;
+    ASSERT_EQ(status.ok(), static_cast<int>(live_.size()) < limit);
+    if (!status.ok()) {
+      ASSERT_EQ(status.error().kind, ErrorKind::busy);
+      ++n_busy;
+      return;
+    }
+    const uint64_t id = r.id;
+    live_[id] = {std::move(r), id, {}, 0, false};
+  }
+
+  void cancel_one() {
+    if (live_.empty() || below(10) == 0) {
+      EXPECT_FALSE(scheduler_.cancel(next_id_ + 1000));
+      return;
+    }
+    auto it = live_.begin();
+    std::advance(it, static_cast<long>(below(live_.size())));
+    EXPECT_TRUE(scheduler_.cancel(it->first));
+    EXPECT_FALSE(scheduler_.cancel(it->first));
+    EXPECT_EQ(slot_of(scheduler_, it->first), -1);
+    live_.erase(it);
+    ++n_cancelled;
+  }
+
+  void step() {
+    const int budget = n_slots_ + static_cast<int>(below(30));
+    std::vector<uint64_t> waiting;
+    for (const auto& [id, tracked] : live_) {
+      if (!tracked.started) waiting.push_back(id);
+    }
+    const StepPlan plan = scheduler_.plan(budget);
+    ASSERT_LE(static_cast<int>(plan.rows.size()), budget);
+    ASSERT_EQ(plan.rows.empty(), live_.empty());
+    for (const auto& cut : plan.truncate) model_.truncate(cut.slot, cut.n_keep);
+    check_owners(waiting);
+    const std::vector<int32_t> drawn = model_.step(plan);
+    scheduler_.ran(plan);
+    for (int i = 0; i < n_slots_; ++i) {
+      ASSERT_EQ(scheduler_.slots()[static_cast<size_t>(i)].cached, model_.sequence(i));
+    }
+    check_progress(plan);
+    take(plan, drawn);
+  }
+
+  // Each request has one slot at most, each slot one live request, and nobody jumped the queue.
+  void check_owners(const std::vector<uint64_t>& waiting) {
+    std::set<uint64_t> owners;
+    bool any_idle = false;
+    for (const Scheduler::Slot& slot : scheduler_.slots()) {
+      any_idle = any_idle || slot.phase == Phase::idle;
+      if (slot.phase == Phase::idle) continue;
+      ASSERT_TRUE(live_.contains(slot.request));
+      ASSERT_TRUE(owners.insert(slot.request).second);
+    }
+    bool left_behind = false;
+    std::set<int> promised;
+    for (const uint64_t id : waiting) {  // oldest first
+      Tracked& tracked = live_.at(id);
+      const int slot = slot_of(scheduler_, id), pin = tracked.request.id_slot;
+      if (slot >= 0) {
+        tracked.started = true;
+        n_reused += scheduler_.slots()[static_cast<size_t>(slot)].n_reused;
+        ASSERT_TRUE(pin < 0 || pin == slot);
+        ASSERT_FALSE(left_behind) << "an unpinned request was passed";
+        ASSERT_FALSE(promised.contains(slot)) << "a pinned request was passed on its slot";
+      } else if (pin < 0) {
+        left_behind = true;
+        ASSERT_FALSE(any_idle);
+      } else {
+        promised.insert(pin);
+        ASSERT_NE(scheduler_.slots()[static_cast<size_t>(pin)].phase, Phase::idle);
+      }
+    }
+  }
+
+  void check_progress(const StepPlan& plan) {
+    std::set<int> served;
+    for (const ScheduledRow& row : plan.rows) served.insert(row.slot);
+    for (int i = 0; i < n_slots_; ++i) {
+      const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(i)];
+      if (slot.phase == Phase::idle) continue;
+      int& idle = live_.at(slot.request).steps_without_row;
+      idle = served.contains(i) ? 0 : idle + 1;
+      ASSERT_LE(idle, n_slots_) << "a slot starves";
+    }
+  }
+
+  void take(const StepPlan& plan, const std::vector<int32_t>& drawn) {
+    size_t index = 0;
+    for (const ScheduledRow& row : plan.rows) {
+      if (!row.want_logits) continue;
+      const int32_t token = drawn[index++];
+      const uint64_t id = scheduler_.slots()[static_cast<size_t>(row.slot)].request;
+      live_.at(id).tokens.push_back(token);
+      const StopReason reason =
+          scheduler_.sampled(row.slot, token, is_end(token) ? StopReason::eos : StopReason::none);
+      if (reason != StopReason::none) end(row.slot, id, reason);
+    }
+    for (int i = 0; i < n_slots_; ++i) {
+      const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(i)];
+      if (slot.phase == Phase::generate && slot.n_predict == 0) {
+        end(i, slot.request, StopReason::limit);
+      }
+    }
+  }
+
+  void end(int slot, uint64_t id, StopReason reason) {
+    const Answer got{live_.at(id).tokens, reason};
+    ASSERT_EQ(got, solo(live_.at(id).request, kContext)) << "request " << id;
+    scheduler_.release(slot);
+    live_.erase(id);
+    ++n_done;
+  }
+
+  std::mt19937_64 random_;
+  int n_slots_, max_queue_;
+  Scheduler scheduler_;
+  FakeModel model_;
+  std::map<uint64_t, Tracked> live_;
+  uint64_t next_id_ = 0;
+};
+
+TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
+  const char* wanted = std::getenv("BANTAM_SEED");
+  const uint64_t first = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 20261123;
+  int total = 0, done = 0, reused = 0, busy = 0, cancelled = 0;
+  for (uint64_t i = 0; i < 24; ++i) {
+    const uint64_t seed = first + i;
+    const int n_slots = 1 + static_cast<int>(i % 6), max_queue = static_cast<int>(i % 4) * 7;
+    SCOPED_TRACE(testing::Message() << "BANTAM_SEED=" << seed);
+    Simulation simulation(seed, n_slots, max_queue);
+    simulation.run(1500);
+    if (HasFailure()) {
+      std::fprintf(stderr, "failed with BANTAM_SEED=%llu\n", static_cast<unsigned long long>(seed));
+      return;
+    }
+    total += simulation.n_done + simulation.n_cancelled + simulation.n_busy + simulation.n_refused;
+    done += simulation.n_done;
+    reused += simulation.n_reused;
+    busy += simulation.n_busy;
+    cancelled += simulation.n_cancelled;
+  }
+  std::printf(
+      "seed %llu: %d requests, %d answered, %d busy, %d cancelled, %d prompt tokens reused\n",
+      static_cast<unsigned long long>(first), total, done, busy, cancelled, reused);
+  EXPECT_EQ(total, 24 * 1500);
+  EXPECT_GT(done, 20000);
+  EXPECT_GT(busy, 100);
+  EXPECT_GT(cancelled, 1000);
+  EXPECT_GT(reused, 10000);
+}
+
+}  // namespace
+}  // namespace bantam
