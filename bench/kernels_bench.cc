@@ -1,7 +1,7 @@
 // Speed of the weight kernels: for each instruction set and weight type GB/s of packed weights and
-// G weights/s with 1, 4 and 64 activation rows, on one thread and on all; for 64 rows also the share
-// of the int8 peak (2 x 64 multiply-adds x cores x measured clock).
-// Usage: kernels_bench [threads] [isa] [type] [activation rows]
+// G weights/s with 1, 4 and 64 activation rows, on one thread and on all; for 64 rows also the
+// share of the int8 peak (2 x 64 multiply-adds x cores x measured clock). Usage: kernels_bench
+// [threads] [isa] [type] [activation rows] [decode MiB]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -73,7 +73,7 @@ struct Matrix {
 Matrix make_matrix(const Kernels& kernels, WeightType type, int cols, int64_t bytes) {
   Matrix m;
   const int64_t row_bytes = packed_row_bytes(type, cols);
-  const int groups = static_cast<int>(bytes / (row_bytes * kGroupRows)) / 8 * 8;
+  const int groups = static_cast<int>(bytes / (row_bytes * kGroupRows) / 8 * 8);
   m.packed_bytes = groups * packed_group_bytes(type, cols);
   m.data = aligned<std::byte>(m.packed_bytes);
   Aligned<std::byte> source = aligned<std::byte>(row_bytes * kGroupRows);
@@ -84,8 +84,8 @@ Matrix make_matrix(const Kernels& kernels, WeightType type, int cols, int64_t by
   }
   const double start = now();
   for (int g = 0; g < groups; ++g) {
-    kernels.weight[static_cast<int>(type)].pack_group(
-        source.get(), row_bytes, kGroupRows, cols, m.data.get() + g * row_bytes * kGroupRows);
+    kernels.weight[static_cast<int>(type)].pack_group(source.get(), row_bytes, kGroupRows, cols,
+                                                      m.data.get() + g * row_bytes * kGroupRows);
   }
   m.pack_seconds = now() - start;
   m.w = {type, groups * kGroupRows, cols, m.data.get()};
@@ -121,8 +121,8 @@ Activations make_activations(const Kernels& kernels, int n_rows, int cols, int b
 
 double seconds_of(ThreadPool& pool, int threads, const WeightKernels& kernel, const Matrix& m,
                   const Activations& a, bool floats) {
-  std::vector<std::vector<float>> scratch(
-      static_cast<size_t>(threads), std::vector<float>(static_cast<size_t>(m.w.cols)));
+  std::vector<std::vector<float>> scratch(static_cast<size_t>(threads),
+                                          std::vector<float>(static_cast<size_t>(m.w.cols)));
   double best = 1e9;
   const double stop = now() + 0.4;
   int rounds = 0;
@@ -155,6 +155,7 @@ struct Options {
   const char* isa = "";
   const char* type = "";
   int rows = 0;
+  int64_t decode_mib = 256;
 };
 
 void bench_type(const Isa& isa, WeightType type, int block, const Options& options,
@@ -164,7 +165,7 @@ void bench_type(const Isa& isa, WeightType type, int block, const Options& optio
   const bool slow = std::strncmp(isa.name, "scalar", 6) == 0;
   const bool float_type = info(type).act_block == 0;
   const int cols = 2048;
-  const Matrix decode = make_matrix(kernels, type, cols, slow ? 1 << 20 : 256 << 20);
+  const Matrix decode = make_matrix(kernels, type, cols, slow ? 1 << 20 : options.decode_mib << 20);
   const Matrix prefill = make_matrix(kernels, type, cols, slow ? 1 << 16 : 4 << 20);
   std::printf("%-10s %-5s act %3d  pack %.2f GB/s\n", isa.name, info(type).name, block,
               static_cast<double>(decode.packed_bytes) / decode.pack_seconds * 1e-9);
@@ -176,9 +177,10 @@ void bench_type(const Isa& isa, WeightType type, int block, const Options& optio
       for (int threads = 1; threads <= options.threads; ++threads) {
         const double seconds = seconds_of(pool, threads, kernel, m, a, floats != 0);
         const double macs = static_cast<double>(m.w.rows) * cols * n_rows;
-        const double peak = 2.0 * 64 * threads * clock / 2;  // G multiply-adds a second
-        std::printf("  %-4s rows %2d threads %d: %7.2f GB/s %8.1f G weights/s", floats ? "f32" : "i8",
-                    n_rows, threads, static_cast<double>(m.packed_bytes) / seconds * 1e-9,
+        const double peak = 2.0 * 64 * threads * clock;  // G multiply-adds a second
+        std::printf("  %-4s rows %2d threads %d: %7.2f GB/s %8.1f G weights/s",
+                    floats ? "f32" : "i8", n_rows, threads,
+                    static_cast<double>(m.packed_bytes) / seconds * 1e-9,
                     macs / n_rows / seconds * 1e-9);
         std::printf("  %8.1f GMAC/s = %4.1f %% of int8 peak\n", macs / seconds * 1e-9,
                     100 * macs / seconds * 1e-9 / peak);
@@ -215,5 +217,6 @@ int main(int argc, char** argv) {
   if (argc > 2) options.isa = argv[2];
   if (argc > 3) options.type = argv[3];
   if (argc > 4) options.rows = std::atoi(argv[4]);
+  if (argc > 5) options.decode_mib = std::max(1, std::atoi(argv[5]));
   return bantam::run(options);
 }

@@ -1,8 +1,12 @@
 #include "cli/args.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
 
 #include "cli/flags.h"
 
@@ -15,14 +19,22 @@ std::string normal(std::string name) {
   return name;
 }
 
-const Flag* find_flag(Command command, const std::string& name) {
+struct Found {
+  const Flag* flag = nullptr;
+  bool off = false;  // by a name that says no
+};
+
+bool holds(const std::vector<const char*>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+Found find_flag(Command command, const std::string& name) {
   for (const Flag& flag : flags()) {
     if ((flag.commands & bit_of(command)) == 0) continue;
-    for (const char* known : flag.names) {
-      if (name == known) return &flag;
-    }
+    if (holds(flag.names, name)) return {&flag, false};
+    if (holds(flag.off_names, name)) return {&flag, true};
   }
-  return nullptr;
+  return {};
 }
 
 size_t distance(const std::string& a, const std::string& b) {
@@ -42,13 +54,15 @@ size_t distance(const std::string& a, const std::string& b) {
 
 Error unknown_flag(Command command, const std::string& name) {
   std::string best;
-  size_t best_distance = 4;
+  size_t best_distance = std::min<size_t>(4, (name.size() + 1) / 2);
   for (const Flag& flag : flags()) {
     if ((flag.commands & bit_of(command)) == 0) continue;
-    for (const char* known : flag.names) {
-      if (const size_t d = distance(name, known); d < best_distance) {
-        best_distance = d;
-        best = known;
+    for (const auto* names : {&flag.names, &flag.off_names}) {
+      for (const char* known : *names) {
+        if (const size_t d = distance(name, known); d < best_distance) {
+          best_distance = d;
+          best = known;
+        }
       }
     }
   }
@@ -60,19 +74,77 @@ Error in_argument(const std::string& name, const Error& error) {
   return {error.kind, "error while handling argument \"" + name + "\": " + error.message};
 }
 
-bool truthy(std::string_view value) {
-  return value == "1" || value == "true" || value == "on" || value == "enabled";
+// "on", "off", or nothing when it is neither.
+std::string_view switch_value(std::string_view value) {
+  for (const char* yes : {"1", "true", "on", "enabled"}) {
+    if (value == yes) return "on";
+  }
+  for (const char* no : {"0", "false", "off", "disabled"}) {
+    if (value == no) return "off";
+  }
+  return {};
+}
+
+Status read_one(const Flag& flag, CliOptions& options) {
+  const std::string name = flag.env;
+  constexpr std::string_view kPrefix = "LLAMA_ARG_";
+  if (flag.is_switch() && name.starts_with(kPrefix)) {
+    const std::string negative = "LLAMA_ARG_NO_" + name.substr(kPrefix.size());
+    if (std::getenv(negative.c_str()) != nullptr) return flag.set(options, "off");
+  }
+  const char* value = std::getenv(flag.env);
+  if (value == nullptr) return Ok{};
+  if (!flag.is_switch()) {
+    Status status = flag.set(options, value);
+    return status ? status : in_argument(name, status.error());
+  }
+  const std::string_view on_off = switch_value(value);
+  if (on_off.empty()) return in_argument(name, wrong_value(value, "true or false"));
+  // Rows without a meaning for "off" do nothing either way.
+  Status status = on_off == "off" && flag.off_names.empty() && *flag.help == '\0'
+                      ? Status(Ok{})
+                      : flag.set(options, on_off);
+  return status ? status : in_argument(name, status.error());
 }
 
 Status read_environment(CliOptions& options) {
+  options.from_environment = true;
   for (const Flag& flag : flags()) {
     if (*flag.env == '\0' || (flag.commands & bit_of(options.command)) == 0) continue;
-    const char* value = std::getenv(flag.env);
-    if (value == nullptr || (*flag.value == '\0' && !truthy(value))) continue;
-    if (Status status = flag.set(options, value); !status)
-      return in_argument(flag.env, status.error());
+    if (Status status = read_one(flag, options); !status) return status;
   }
+  options.from_environment = false;
   return Ok{};
+}
+
+// One flag at args[i]; i moves to its last word.
+Status read_flag(CliOptions& options, const std::vector<std::string>& args, size_t& i) {
+  std::string name = args[i], value;
+  const size_t equals = name.starts_with("--") ? name.find('=') : std::string::npos;
+  const bool joined = equals != std::string::npos;
+  if (joined) {
+    value = name.substr(equals + 1);
+    name.resize(equals);
+  }
+  name = normal(name);
+  const Found found = find_flag(options.command, name);
+  if (found.flag == nullptr) return unknown_flag(options.command, name);
+  if (found.flag->is_switch()) {
+    if (joined) return in_argument(name, refused("got the value '" + value + "', expected none"));
+    value = found.off ? "off" : "on";
+  } else if (!joined) {
+    const bool more = i + 1 < args.size();
+    if (found.flag->value_is_optional()) {
+      if (more && !args[i + 1].starts_with("-")) value = args[++i];
+    } else if (!more) {
+      return in_argument(
+          name, refused("got nothing after it, expected " + std::string(found.flag->value)));
+    } else {
+      value = args[++i];
+    }
+  }
+  Status status = found.flag->set(options, value);
+  return status ? status : in_argument(name, status.error());
 }
 
 }  // namespace
@@ -80,31 +152,36 @@ Status read_environment(CliOptions& options) {
 Result<CliOptions> parse_args(Command command, const std::vector<std::string>& args) {
   CliOptions options;
   options.command = command;
-  if (command == Command::bench) options.engine.n_batch = 2048;
+  // Asked for help, nothing else matters, a wrong environment included.
+  for (const std::string& word : args) {
+    const Found found = find_flag(command, word);
+    if (found.flag == nullptr || (word != "-h" && word != "--help" && word != "--version"))
+      continue;
+    Status status = found.flag->set(options, "on");
+    if (!status) return status.error();
+    return options;
+  }
+  // llama-bench prints its table and nothing else unless asked to.
+  if (command == Command::bench) options.log_level = 2;
   if (Status status = read_environment(options); !status) return status.error();
   for (size_t i = 0; i < args.size(); ++i) {
-    std::string name = args[i], value;
-    const size_t equals = name.starts_with("--") ? name.find('=') : std::string::npos;
-    const bool joined = equals != std::string::npos;
-    if (joined) {
-      value = name.substr(equals + 1);
-      name.resize(equals);
-    }
-    name = normal(name);
-    const Flag* flag = find_flag(command, name);
-    if (flag == nullptr) return unknown_flag(command, name);
-    const bool takes_value = *flag->value != '\0';
-    if (joined && !takes_value) {
-      return in_argument(name, refused("it takes no value, got '" + value + "'"));
-    }
-    if (takes_value && !joined) {
-      if (i + 1 >= args.size()) return in_argument(name, refused("expected a value after it"));
-      value = args[++i];
-    }
-    if (Status status = flag->set(options, value); !status)
-      return in_argument(name, status.error());
+    if (Status status = read_flag(options, args, i); !status) return status.error();
   }
+  if (options.progress) options.log_level = std::max(options.log_level, 3);
   return options;
+}
+
+Result<std::string> read_text_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream content;
+  errno = 0;
+  // An empty file inserts nothing, which is not an error.
+  if (!file || (file.peek() != std::ifstream::traits_type::eof() && !(content << file.rdbuf())) ||
+      file.bad()) {
+    const std::string why = errno != 0 ? std::strerror(errno) : "it cannot be read";
+    return refused("cannot read '" + path + "': " + why);
+  }
+  return content.str();
 }
 
 std::string help_text(Command command) {
@@ -112,7 +189,9 @@ std::string help_text(Command command) {
   for (const Flag& flag : flags()) {
     if ((flag.commands & bit_of(command)) == 0 || *flag.help == '\0') continue;
     std::string line = "  ";
-    for (const char* name : flag.names) line += (line.size() > 2 ? ", " : "") + std::string(name);
+    for (const auto* names : {&flag.names, &flag.off_names}) {
+      for (const char* name : *names) line += (line.size() > 2 ? ", " : "") + std::string(name);
+    }
     if (*flag.value != '\0') line += " " + std::string(flag.value);
     line.resize(std::max<size_t>(line.size() + 1, 42), ' ');
     line += flag.help;
@@ -124,10 +203,11 @@ std::string help_text(Command command) {
 
 Result<std::vector<int>> parse_list(const std::string& name, const std::string& text, int min,
                                     int max) {
+  // An empty name: the caller says which flag it is.
   const auto bad = [&] {
-    return in_argument(
-        name, refused("got '" + text + "', expected numbers from " + std::to_string(min) + " to " +
-                      std::to_string(max) + " as 1,2 or 0-8+4 or 1-8*2"));
+    const Error error = wrong_value(text, "numbers from " + std::to_string(min) + " to " +
+                                              std::to_string(max) + " as 1,2 or 0-8+4 or 1-8*2");
+    return name.empty() ? error : in_argument(name, error);
   };
   std::vector<int> out;
   size_t at = 0;

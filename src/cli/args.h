@@ -21,9 +21,10 @@ struct CliOptions {
   SamplingParams sampling;
   int n_predict = -1;
   bool kv_given = false;
-  bool gpu_layers_given = false;
   bool help = false;
   bool version = false;
+  int log_level = 3;
+  std::string log_file;
 
   // serve
   std::string host = "127.0.0.1";
@@ -33,32 +34,36 @@ struct CliOptions {
   bool metrics = false;
   bool slots = true;
   bool page = true;
-  int log_level = 3;
-  std::string log_file;
 
   // chat
   std::string prompt;
+  std::string prompt_file;
   std::string system;
+  std::vector<std::string> stop;
   bool single_turn = false;
   bool show_timings = true;
+  bool escapes = true;
+  bool ignore_eos = false;
 
-  // bench: comma lists as typed
+  // bench: lists as typed; several -pg joined by ';'
   std::string list_prompt = "512", list_gen = "128", list_depth = "0", list_pg;
-  std::string list_k = "f16", list_v = "f16", list_threads;
+  std::string list_k = "f16", list_v = "f16", list_threads, list_batch, list_ubatch;
   int repetitions = 5;
   std::string output = "md";
   bool progress = false;
+  bool warm_up = true;
 
   // logits, tokenize, info
   std::vector<int32_t> tokens;
   std::string file;
   std::string format = "json";
-  int chunk = 0;
+  int chunk = 0;  // rows of one step; 0: as many as fit
   int beside = 0;
   bool json = false;
-  bool no_special = false;
 
-  std::vector<std::string> notes;  // one line each, to be logged
+  std::vector<std::string> notes;  // one line each, to be logged as warnings
+  bool from_environment = false;   // while the environment is read
+  bool keys_from_environment = false;
 };
 
 // Reads LLAMA_ARG_* first, then the arguments (without the command). The Error's message is one
@@ -68,5 +73,7 @@ std::string help_text(Command command);
 // "512,1024", "0-4096+1024", "1-8*2" -> numbers
 Result<std::vector<int>> parse_list(const std::string& name, const std::string& text, int min,
                                     int max);
+// The file's bytes, or a refusal that says why.
+Result<std::string> read_text_file(const std::string& path);
 
 }  // namespace bantam

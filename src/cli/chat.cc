@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <mutex>
+#include <string_view>
 
 #include "base/log.h"
 #include "cli/commands.h"
@@ -49,6 +50,8 @@ class Chat {
     request.prompt = std::move(*prompt);
     request.sampling = options_.sampling;
     request.n_predict = options_.n_predict;
+    request.stop = options_.stop;
+    request.ignore_eos = options_.ignore_eos;
     Result<Answer> answer = run(std::move(request));
     if (!answer) {
       messages_.pop_back();
@@ -102,6 +105,37 @@ class Chat {
   std::vector<ChatMessage> messages_;
 };
 
+// "\\n" and the like as llama-cli reads them in its arguments.
+std::string unescape(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    constexpr std::string_view kFrom = "nrt\\\"'", kTo = "\n\r\t\\\"'";
+    const size_t at =
+        text[i] == '\\' && i + 1 < text.size() ? kFrom.find(text[i + 1]) : std::string_view::npos;
+    if (at == std::string_view::npos) {
+      out += text[i];
+    } else {
+      out += kTo[at];
+      ++i;
+    }
+  }
+  return out;
+}
+
+Result<CliOptions> with_texts(CliOptions options) {
+  if (options.escapes) {
+    options.prompt = unescape(options.prompt);
+    options.system = unescape(options.system);
+  }
+  if (options.prompt_file.empty()) return options;
+  Result<std::string> text = read_text_file(options.prompt_file);
+  if (!text) return text.error();
+  while (text->ends_with('\n')) text->pop_back();
+  if (text->empty()) return refused("'" + options.prompt_file + "' holds no question");
+  options.prompt = std::move(*text);
+  return options;
+}
+
 constexpr const char* kHelp =
     "commands: /exit  /clear (new conversation)  /regen (answer again)  /help";
 
@@ -135,7 +169,11 @@ int converse(const CliOptions& options, Chat& chat) {
 
 }  // namespace
 
-int run_chat(const CliOptions& options) {
+int run_chat(const CliOptions& given) {
+  exit_on_signals(130);
+  Result<CliOptions> with = with_texts(given);
+  if (!with) return report_error(with.error());
+  const CliOptions& options = *with;
   if (Status status = check_sampling(options.sampling, 1 << 22); !status)
     return report_error(status.error());
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);

@@ -18,8 +18,9 @@ int report_error(const Error& error);
 // Loads with the plan's lines and the progress on stderr.
 Result<std::unique_ptr<LoadedModel>> load_with_progress(const CliOptions& options);
 
-// SIGINT and SIGTERM counted since install_interrupts(); a second SIGINT ends the process with exit
-// code 130.
+// Until install_interrupts(): SIGINT and SIGTERM end the process at once with this exit code.
+void exit_on_signals(int code);
+// From now on they are counted; the second one ends the process with exit code 130.
 void install_interrupts();
 int interrupts();
 void clear_interrupts();

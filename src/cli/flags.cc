@@ -3,21 +3,28 @@
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 
 #include "base/limits.h"
 #include "base/log.h"
 
 namespace bantam {
 
-namespace {
-
-using Setter = std::function<Status(CliOptions&, std::string_view)>;
-
 Error wrong_value(std::string_view got, const std::string& expected) {
   return refused("got '" + std::string(got.substr(0, 80)) + "', expected " + expected);
 }
+
+Result<double> to_number(std::string_view text) {
+  const std::string copy(text);
+  char* end = nullptr;
+  const double value = std::strtod(copy.c_str(), &end);
+  const bool starts_well = !copy.empty() && copy[0] != ' ' && copy[0] != '\t';
+  if (!starts_well || *end != '\0' || !std::isfinite(value)) return wrong_value(text, "a number");
+  return value;
+}
+
+unsigned bit_of(Command command) { return 1u << static_cast<unsigned>(command); }
+
+namespace {
 
 Result<int64_t> to_integer(std::string_view text, int64_t min, int64_t max) {
   int64_t value = 0;
@@ -26,14 +33,6 @@ Result<int64_t> to_integer(std::string_view text, int64_t min, int64_t max) {
     return wrong_value(text,
                        "a whole number from " + std::to_string(min) + " to " + std::to_string(max));
   }
-  return value;
-}
-
-Result<double> to_number(std::string_view text) {
-  const std::string copy(text);
-  char* end = nullptr;
-  const double value = std::strtod(copy.c_str(), &end);
-  if (copy.empty() || *end != '\0' || !std::isfinite(value)) return wrong_value(text, "a number");
   return value;
 }
 
@@ -48,10 +47,10 @@ Setter integer(Target target, int64_t min, int64_t max) {
 }
 
 template <class Target>
-Setter number(Target target) {
+Setter number(Target target, double min, double max, const char* range) {
   return [=](CliOptions& o, std::string_view text) -> Status {
     Result<double> value = to_number(text);
-    if (!value) return value.error();
+    if (!value || *value < min || *value > max) return wrong_value(text, range);
     target(o) = static_cast<float>(*value);
     return Ok{};
   };
@@ -66,46 +65,46 @@ Setter text(Target target) {
 }
 
 template <class Target>
-Setter toggle(Target target, bool on) {
-  return [=](CliOptions& o, std::string_view) -> Status {
-    target(o) = on;
+Setter toggle(Target target) {
+  return [=](CliOptions& o, std::string_view value) -> Status {
+    target(o) = value == "on";
     return Ok{};
   };
 }
 
-Setter kv_type(bool keys) {
-  return [=](CliOptions& o, std::string_view name) -> Status {
-    if (o.command == Command::bench) {
-      (keys ? o.list_k : o.list_v) = std::string(name);
-      return Ok{};
-    }
-    Result<KvType> type = parse_kv_type(name);
+template <class Target>
+Setter from_file(Target target) {
+  return [=](CliOptions& o, std::string_view path) -> Status {
+    Result<std::string> content = read_text_file(std::string(path));
+    if (!content) return content.error();
+    target(o) = std::move(*content);
+    return Ok{};
+  };
+}
+
+// For bench the list as typed, with every name checked.
+Status set_kv_type(CliOptions& o, std::string_view names, bool keys) {
+  if (o.command != Command::bench) {
+    Result<KvType> type = parse_kv_type(names);
     if (!type) return type.error();
     (keys ? o.engine.type_k : o.engine.type_v) = *type;
     o.kv_given = true;
     return Ok{};
-  };
-}
-
-// Harmless here: accepted with one line.
-Setter no_effect(const char* reason) {
-  return [=](CliOptions& o, std::string_view) -> Status {
-    o.notes.push_back(reason);
-    return Ok{};
-  };
-}
-
-// Ignoring it would change answers or break a promise.
-Setter refuse(const char* reason) {
-  return [=](CliOptions&, std::string_view) -> Status { return refused(reason); };
-}
-
-Setter silent() {
-  return [](CliOptions&, std::string_view) -> Status { return Ok{}; };
+  }
+  for (size_t at = 0; at <= names.size();) {
+    const size_t comma = std::min(names.find(',', at), names.size());
+    if (Result<KvType> type = parse_kv_type(names.substr(at, comma - at)); !type)
+      return type.error();
+    at = comma + 1;
+  }
+  (keys ? o.list_k : o.list_v) = std::string(names);
+  return Ok{};
 }
 
 Status set_threads(CliOptions& o, std::string_view value, bool batch) {
   if (o.command == Command::bench && !batch) {
+    if (Result<std::vector<int>> list = parse_list("", std::string(value), 1, kMaxThreads); !list)
+      return list.error();
     o.list_threads = std::string(value);
     return Ok{};
   }
@@ -113,13 +112,6 @@ Status set_threads(CliOptions& o, std::string_view value, bool batch) {
   Result<int64_t> n = to_integer(value, 1, kMaxThreads);
   if (!n) return n.error();
   (batch ? o.engine.n_threads_batch : o.engine.n_threads) = static_cast<int>(*n);
-  return Ok{};
-}
-
-Status set_context(CliOptions& o, std::string_view value) {
-  Result<int64_t> n = to_integer(value, 0, int64_t{kMaxContext} * kMaxSequences);
-  if (!n) return n.error();
-  o.engine.n_ctx = static_cast<int>(*n);
   return Ok{};
 }
 
@@ -131,442 +123,289 @@ Status set_slots(CliOptions& o, std::string_view value) {
   return Ok{};
 }
 
-Status set_act(CliOptions& o, std::string_view value) {
-  if (value == "i8") {
-    o.engine.act = ActType::i8;
-  } else if (value == "f32") {
-    o.engine.act = ActType::f32;
-  } else if (value == "i16") {
-    return refused("activations i16 are not built yet; use i8 or f32");
-  } else {
-    return wrong_value(value, "i8 or f32");
+Status set_batch(CliOptions& o, std::string_view value, bool micro) {
+  constexpr int kMost = 1 << 20;
+  if (o.command == Command::bench) {
+    if (Result<std::vector<int>> list = parse_list("", std::string(value), 1, kMost); !list)
+      return list.error();
+    (micro ? o.list_ubatch : o.list_batch) = std::string(value);
+    return Ok{};
   }
+  if (o.command == Command::logits && !micro && (value == "all" || value == "0")) {
+    o.chunk = 0;
+    o.engine.n_batch = EngineOptions{}.n_batch;
+    return Ok{};
+  }
+  Result<int64_t> n = to_integer(value, 1, kMost);
+  if (!n) return n.error();
+  (micro ? o.engine.n_ubatch : o.engine.n_batch) = static_cast<int>(*n);
+  if (!micro) o.chunk = static_cast<int>(*n);
+  return Ok{};
+}
+
+Status set_act(CliOptions& o, std::string_view value) {
+  if (value == "i16") return refused("activations i16 are not built yet, expected i8 or f32");
+  if (value != "i8" && value != "f32") return wrong_value(value, "i8 or f32");
+  o.engine.act = value == "i8" ? ActType::i8 : ActType::f32;
   return Ok{};
 }
 
 Status set_tokens(CliOptions& o, std::string_view value) {
   o.tokens.clear();
-  while (!value.empty()) {
-    const size_t comma = value.find(',');
-    Result<int64_t> id = to_integer(value.substr(0, comma), 0, kMaxVocab);
+  for (size_t at = 0; at <= value.size();) {
+    const size_t comma = std::min(value.find(',', at), value.size());
+    Result<int64_t> id = to_integer(value.substr(at, comma - at), 0, kMaxVocab);
     if (!id) return id.error();
     o.tokens.push_back(static_cast<int32_t>(*id));
-    value = comma == std::string_view::npos ? std::string_view() : value.substr(comma + 1);
-    if (comma != std::string_view::npos && value.empty())
-      return wrong_value(",", "a token id after the comma");
+    at = comma + 1;
   }
   return Ok{};
 }
 
-Status read_text_file(std::string_view path, std::string& out) {
-  std::ifstream file{std::string(path), std::ios::binary};
-  std::ostringstream content;
-  if (!file || !(content << file.rdbuf()))
-    return refused("cannot read '" + std::string(path) + "'");
-  out = content.str();
-  return Ok{};
-}
-
+// Keys of the command line replace those of the environment; several flags add up.
 Status set_api_keys(CliOptions& o, std::string_view value) {
-  while (!value.empty()) {
-    const size_t comma = value.find_first_of(",\n");
-    const std::string_view key = value.substr(0, comma);
-    if (!key.empty()) o.api_keys.emplace_back(key);
-    value = comma == std::string_view::npos ? std::string_view() : value.substr(comma + 1);
+  if (o.keys_from_environment && !o.from_environment) o.api_keys.clear();
+  o.keys_from_environment = o.from_environment;
+  const size_t before = o.api_keys.size();
+  for (size_t at = 0; at <= value.size();) {
+    const size_t end = std::min(value.find_first_of(",\r\n", at), value.size());
+    if (end > at) o.api_keys.emplace_back(value.substr(at, end - at));
+    at = end + 1;
   }
-  return o.api_keys.empty() ? Status(refused("expected at least one key")) : Status(Ok{});
+  if (o.api_keys.size() == before) return refused("got no key, expected at least one");
+  return Ok{};
+}
+
+Status set_api_key_file(CliOptions& o, std::string_view path) {
+  Result<std::string> keys = read_text_file(std::string(path));
+  if (!keys) return keys.error();
+  return set_api_keys(o, *keys);
 }
 
 Status set_gpu_layers(CliOptions& o, std::string_view value) {
-  if (value != "0") o.gpu_layers_given = true;
-  return Ok{};
-}
-
-Status set_output(CliOptions& o, std::string_view value) {
-  if (value != "md" && value != "json" && value != "jsonl" && value != "csv") {
-    return wrong_value(value, "md, json, jsonl or csv");
+  if (value != "0") {
+    o.notes.push_back(
+        "-ngl has no effect: there is no GPU backend in this build, all layers run on the CPU");
   }
-  o.output = std::string(value);
   return Ok{};
 }
 
-Status set_format(CliOptions& o, std::string_view value) {
-  if (value != "json" && value != "f32") return wrong_value(value, "json or f32");
-  o.format = std::string(value);
-  return Ok{};
-}
-
-Status set_chunk(CliOptions& o, std::string_view value) {
-  if (o.command == Command::logits && value == "all") {
-    o.chunk = 0;
-    return Ok{};
-  }
-  Result<int64_t> n = to_integer(value, 1, 1 << 20);
-  if (!n) return n.error();
-  o.chunk = o.engine.n_batch = static_cast<int>(*n);
-  return Ok{};
+Setter choice(std::string CliOptions::*target, std::vector<std::string> values) {
+  return [=](CliOptions& o, std::string_view got) -> Status {
+    std::string expected;
+    for (const std::string& value : values) {
+      if (got == value) {
+        o.*target = value;
+        return Ok{};
+      }
+      expected += (expected.empty() ? "" : ", ") + value;
+    }
+    return wrong_value(got, "one of " + expected);
+  };
 }
 
 #define FIELD(expression) \
   [](CliOptions & o) -> auto& { return o.expression; }
 
+// Rows for the commands given at construction, so that a row stays two lines.
+class Table {
+ public:
+  Table(std::vector<Flag>& rows, unsigned commands) : rows_(rows), commands_(commands) {}
+
+  void add(std::vector<const char*> names, const char* env, const char* value, Setter set,
+           const char* help) {
+    rows_.push_back({std::move(names), env, value, commands_, std::move(set), help});
+  }
+  void on_off(std::vector<const char*> names, std::vector<const char*> off_names, const char* env,
+              Setter set, const char* help) {
+    rows_.push_back({std::move(names), env, "", commands_, std::move(set), help, off_names});
+  }
+
+ private:
+  std::vector<Flag>& rows_;
+  unsigned commands_;
+};
+
 void add_model_flags(std::vector<Flag>& rows) {
-  const unsigned run = kAll;
-  rows.push_back({{"-m", "--model"},
-                  "LLAMA_ARG_MODEL",
-                  "FILE",
-                  run,
-                  text(FIELD(engine.model_path)),
-                  "GGUF file; without it the built-in model"});
-  rows.push_back({{"-a", "--alias"},
-                  "LLAMA_ARG_ALIAS",
-                  "NAME",
-                  kServe,
-                  text(FIELD(engine.alias)),
-                  "name shown to clients"});
-  rows.push_back({{"-c", "--ctx-size"},
-                  "LLAMA_ARG_CTX_SIZE",
-                  "N",
-                  kRun,
-                  set_context,
-                  "context of all slots together; 0: as trained; default: what fits"});
-  rows.push_back({{"-np", "--parallel"},
-                  "LLAMA_ARG_N_PARALLEL",
-                  "N",
-                  kServe | kInfo,
-                  set_slots,
-                  "slots, each with its part of the context (default 1)"});
-  rows.push_back({{"-ctk", "--cache-type-k"},
-                  "LLAMA_ARG_CACHE_TYPE_K",
-                  "TYPE",
-                  run,
-                  kv_type(true),
-                  "type of the K cache (default q8_0; bench f16)"});
-  rows.push_back({{"-ctv", "--cache-type-v"},
-                  "LLAMA_ARG_CACHE_TYPE_V",
-                  "TYPE",
-                  run,
-                  kv_type(false),
-                  "type of the V cache (default q8_0; bench f16)"});
-  rows.push_back({{"-t", "--threads"},
-                  "LLAMA_ARG_THREADS",
-                  "N",
-                  run,
-                  [](CliOptions& o, std::string_view v) { return set_threads(o, v, false); },
-                  "threads for single tokens (default: physical cores)"});
-  rows.push_back({{"-tb", "--threads-batch"},
-                  "LLAMA_ARG_THREADS_BATCH",
-                  "N",
-                  run,
-                  [](CliOptions& o, std::string_view v) { return set_threads(o, v, true); },
-                  "threads for prompts (default: as -t)"});
-  rows.push_back({{"-b", "--batch-size"},
-                  "LLAMA_ARG_BATCH",
-                  "N",
-                  run,
-                  set_chunk,
-                  "prompt tokens of one step at most (logits: also 'all')"});
-  rows.push_back({{"-ub", "--ubatch-size"},
-                  "LLAMA_ARG_UBATCH",
-                  "N",
-                  run,
-                  integer(FIELD(engine.n_ubatch), 1, 1 << 20),
-                  "tokens computed together at most"});
-  rows.push_back({{"--act"},
-                  "BANTAM_ACT",
-                  "TYPE",
-                  run,
-                  set_act,
-                  "rounding of activations: i8 (default), f32 (exact, slow)"});
-  rows.push_back({{"-ngl", "--gpu-layers", "--n-gpu-layers"},
-                  "LLAMA_ARG_N_GPU_LAYERS",
-                  "N",
-                  run,
-                  set_gpu_layers,
-                  "accepted; this build has no GPU backend"});
+  Table all(rows, kAll);
+  all.add({"-m", "--model"}, "LLAMA_ARG_MODEL", "FILE", text(FIELD(engine.model_path)),
+          "GGUF file; without it the built-in model");
+  const auto kv = [](bool keys) -> Setter {
+    return [=](CliOptions& o, std::string_view name) { return set_kv_type(o, name, keys); };
+  };
+  all.add({"-ctk", "--cache-type-k"}, "LLAMA_ARG_CACHE_TYPE_K", "TYPE", kv(true),
+          "type of the K cache (default q8_0; bench f16)");
+  all.add({"-ctv", "--cache-type-v"}, "LLAMA_ARG_CACHE_TYPE_V", "TYPE", kv(false),
+          "type of the V cache (default q8_0; bench f16)");
+  const auto threads = [](bool batch) -> Setter {
+    return [=](CliOptions& o, std::string_view value) { return set_threads(o, value, batch); };
+  };
+  all.add({"-t", "--threads"}, "LLAMA_ARG_THREADS", "N", threads(false),
+          "threads for single tokens (default: physical cores)");
+  all.add({"-tb", "--threads-batch"}, "LLAMA_ARG_THREADS_BATCH", "N", threads(true),
+          "threads for prompts (default: as -t)");
+  const auto batch = [](bool micro) -> Setter {
+    return [=](CliOptions& o, std::string_view value) { return set_batch(o, value, micro); };
+  };
+  all.add({"-b", "--batch-size"}, "LLAMA_ARG_BATCH", "N", batch(false),
+          "prompt tokens of one step at most (2048; logits: also 'all')");
+  all.add({"-ub", "--ubatch-size"}, "LLAMA_ARG_UBATCH", "N", batch(true),
+          "tokens computed together at most (512; the plan may use fewer)");
+  all.add({"--act"}, "BANTAM_ACT", "TYPE", set_act,
+          "rounding of activations: i8 (default), f32 (exact, slow)");
+  all.add({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS", "N", set_gpu_layers,
+          "accepted; this build has no GPU backend");
+  Table run(rows, kRun);
+  run.add({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE", "N",
+          integer(FIELD(engine.n_ctx), 0, int64_t{kMaxContext} * kMaxSequences),
+          "context of all slots together; 0: as trained; default: what fits");
+  Table slots(rows, kServe | kInfo);
+  slots.add({"-a", "--alias"}, "LLAMA_ARG_ALIAS", "NAME", text(FIELD(engine.alias)),
+            "name shown to clients");
+  slots.add({"-np", "--parallel"}, "LLAMA_ARG_N_PARALLEL", "N", set_slots,
+            "slots, each with its part of the context (default 1)");
 }
 
 void add_sampling_flags(std::vector<Flag>& rows) {
-  const unsigned c = kServe | kChat;
-  rows.push_back({{"-n", "--predict", "--n-predict"},
-                  "LLAMA_ARG_N_PREDICT",
-                  "N",
-                  c,
-                  integer(FIELD(n_predict), -1, 1 << 30),
-                  "tokens to generate at most (-1: no limit)"});
-  rows.push_back({{"--temp", "--temperature"},
-                  "LLAMA_ARG_TEMP",
-                  "X",
-                  c,
-                  number(FIELD(sampling.temperature)),
-                  "temperature (0.8; 0: greedy)"});
-  rows.push_back({{"--top-k"},
-                  "LLAMA_ARG_TOP_K",
-                  "N",
-                  c,
-                  integer(FIELD(sampling.top_k), -1, 1 << 30),
-                  "top-k (40; 0: off)"});
-  rows.push_back(
-      {{"--top-p"}, "LLAMA_ARG_TOP_P", "X", c, number(FIELD(sampling.top_p)), "top-p (0.95)"});
-  rows.push_back(
-      {{"--min-p"}, "LLAMA_ARG_MIN_P", "X", c, number(FIELD(sampling.min_p)), "min-p (0.05)"});
-  rows.push_back({{"-s", "--seed"},
-                  "LLAMA_ARG_SEED",
-                  "N",
-                  c,
-                  integer(FIELD(sampling.seed), -1, INT64_MAX),
-                  "seed (-1: random)"});
-  rows.push_back(
-      {{"--repeat-penalty"}, "", "X", c, number(FIELD(sampling.repeat_penalty)), "1.0: off"});
-  rows.push_back(
-      {{"--repeat-last-n"}, "", "N", c, integer(FIELD(sampling.repeat_last_n), -1, 1 << 30), "64"});
-  rows.push_back(
-      {{"--frequency-penalty"}, "", "X", c, number(FIELD(sampling.frequency_penalty)), "0: off"});
-  rows.push_back(
-      {{"--presence-penalty"}, "", "X", c, number(FIELD(sampling.presence_penalty)), "0: off"});
+  Table t(rows, kServe | kChat);
+  constexpr int64_t kMost = 1 << 30;
+  t.add({"-n", "--predict", "--n-predict"}, "LLAMA_ARG_N_PREDICT", "N",
+        integer(FIELD(n_predict), -1, kMost), "tokens to generate at most (-1: no limit)");
+  t.add({"--temp", "--temperature"}, "LLAMA_ARG_TEMP", "X",
+        number(FIELD(sampling.temperature), -1, 1e6, "a number from -1 to 1000000"),
+        "temperature (0.8; 0: greedy)");
+  t.add({"--top-k"}, "LLAMA_ARG_TOP_K", "N", integer(FIELD(sampling.top_k), -1, kMost),
+        "top-k (40; 0: off)");
+  t.add({"--top-p"}, "LLAMA_ARG_TOP_P", "X",
+        number(FIELD(sampling.top_p), 0, 1, "a number from 0 to 1"), "top-p (0.95)");
+  t.add({"--min-p"}, "LLAMA_ARG_MIN_P", "X",
+        number(FIELD(sampling.min_p), 0, 1, "a number from 0 to 1"), "min-p (0.05)");
+  t.add({"-s", "--seed"}, "LLAMA_ARG_SEED", "N", integer(FIELD(sampling.seed), -1, INT64_MAX),
+        "seed (-1: random)");
+  t.add({"--repeat-penalty"}, "LLAMA_ARG_REPEAT_PENALTY", "X",
+        number(FIELD(sampling.repeat_penalty), 1e-3, 1e3, "a number from 0.001 to 1000"),
+        "repeat penalty (1.0: off)");
+  t.add({"--repeat-last-n"}, "LLAMA_ARG_REPEAT_LAST_N", "N",
+        integer(FIELD(sampling.repeat_last_n), -1, kMost),
+        "tokens that the penalties look at (64; -1: the context)");
+  t.add({"--frequency-penalty"}, "LLAMA_ARG_FREQUENCY_PENALTY", "X",
+        number(FIELD(sampling.frequency_penalty), -1e3, 1e3, "a number from -1000 to 1000"),
+        "frequency penalty (0: off)");
+  t.add({"--presence-penalty"}, "LLAMA_ARG_PRESENCE_PENALTY", "X",
+        number(FIELD(sampling.presence_penalty), -1e3, 1e3, "a number from -1000 to 1000"),
+        "presence penalty (0: off)");
 }
 
 void add_serve_flags(std::vector<Flag>& rows) {
-  rows.push_back(
-      {{"--host"}, "LLAMA_ARG_HOST", "ADDR", kServe, text(FIELD(host)), "address (127.0.0.1)"});
-  rows.push_back({{"--port"},
-                  "LLAMA_ARG_PORT",
-                  "N",
-                  kServe,
-                  integer(FIELD(port), 0, 65535),
-                  "port (8080; 0: any free one)"});
-  rows.push_back(
-      {{"--api-key"}, "LLAMA_API_KEY", "KEYS", kServe, set_api_keys, "keys, comma separated"});
-  rows.push_back({{"--api-key-file"},
-                  "",
-                  "FILE",
-                  kServe,
-                  [](CliOptions& o, std::string_view path) -> Status {
-                    std::string keys;
-                    if (Status status = read_text_file(path, keys); !status) return status;
-                    return set_api_keys(o, keys);
-                  },
-                  "keys, one on a line"});
-  rows.push_back({{"-to", "--timeout"},
-                  "LLAMA_ARG_TIMEOUT",
-                  "S",
-                  kServe,
-                  integer(FIELD(timeout_s), 1, 86400),
-                  "seconds without progress until a connection is closed (600)"});
-  rows.push_back({{"--metrics"},
-                  "LLAMA_ARG_ENDPOINT_METRICS",
-                  "",
-                  kServe,
-                  toggle(FIELD(metrics), true),
-                  "GET /metrics for Prometheus"});
-  rows.push_back({{"--slots"},
-                  "LLAMA_ARG_ENDPOINT_SLOTS",
-                  "",
-                  kServe,
-                  toggle(FIELD(slots), true),
-                  "GET /slots (default)"});
-  rows.push_back({{"--no-slots"}, "", "", kServe, toggle(FIELD(slots), false), "no GET /slots"});
-  rows.push_back(
-      {{"--webui"}, "", "", kServe, toggle(FIELD(page), true), "the chat page at / (default)"});
-  rows.push_back({{"--no-webui"}, "", "", kServe, toggle(FIELD(page), false), "no chat page"});
+  Table t(rows, kServe);
+  t.add({"--host"}, "LLAMA_ARG_HOST", "ADDR", text(FIELD(host)), "address (127.0.0.1)");
+  t.add({"--port"}, "LLAMA_ARG_PORT", "N", integer(FIELD(port), 0, 65535),
+        "port (8080; 0: any free one)");
+  t.add({"--api-key"}, "LLAMA_API_KEY", "KEYS", set_api_keys, "keys, comma separated");
+  t.add({"--api-key-file"}, "LLAMA_ARG_API_KEY_FILE", "FILE", set_api_key_file,
+        "keys, one on a line");
+  t.add({"-to", "--timeout"}, "LLAMA_ARG_TIMEOUT", "S", integer(FIELD(timeout_s), 1, 86400),
+        "seconds without progress until a connection is closed (600)");
+  t.on_off({"--metrics"}, {}, "LLAMA_ARG_ENDPOINT_METRICS", toggle(FIELD(metrics)),
+           "GET /metrics for Prometheus");
+  t.on_off({"--slots"}, {"--no-slots"}, "LLAMA_ARG_ENDPOINT_SLOTS", toggle(FIELD(slots)),
+           "GET /slots (default on)");
+  t.on_off({"--webui", "--ui"}, {"--no-webui", "--no-ui"}, "LLAMA_ARG_WEBUI", toggle(FIELD(page)),
+           "the chat page at / (default on)");
 }
 
 void add_chat_flags(std::vector<Flag>& rows) {
-  rows.push_back(
-      {{"-p", "--prompt"}, "", "TEXT", kChat, text(FIELD(prompt)), "one question; then exit"});
-  rows.push_back({{"-f", "--file"},
-                  "",
-                  "FILE",
-                  kChat | kTokenize | kLogits,
-                  text(FIELD(file)),
-                  "read the prompt (logits: token ids) from a file"});
-  rows.push_back(
-      {{"-sys", "--system-prompt"}, "", "TEXT", kChat, text(FIELD(system)), "system message"});
-  rows.push_back({{"-st", "--single-turn"},
-                  "",
-                  "",
-                  kChat,
-                  toggle(FIELD(single_turn), true),
-                  "one answer, then exit"});
-  rows.push_back({{"--show-timings"},
-                  "",
-                  "",
-                  kChat,
-                  toggle(FIELD(show_timings), true),
-                  "speeds after each answer"});
-  rows.push_back(
-      {{"--no-show-timings"}, "", "", kChat, toggle(FIELD(show_timings), false), "no speeds"});
+  Table t(rows, kChat);
+  t.add({"-p", "--prompt"}, "", "TEXT", text(FIELD(prompt)), "one question; then exit");
+  t.add({"-f", "--file"}, "", "FILE", text(FIELD(prompt_file)), "one question from a file");
+  t.add({"-sys", "--system-prompt"}, "", "TEXT", text(FIELD(system)), "system message");
+  t.add({"-sysf", "--system-prompt-file"}, "", "FILE", from_file(FIELD(system)),
+        "system message from a file");
+  t.on_off({"-st", "--single-turn"}, {}, "", toggle(FIELD(single_turn)), "one answer, then exit");
+  t.on_off({"--show-timings"}, {"--no-show-timings"}, "", toggle(FIELD(show_timings)),
+           "speeds after each answer (default on)");
+  t.on_off({"-e", "--escape"}, {"--no-escape"}, "", toggle(FIELD(escapes)),
+           "\\n, \\t and the like in -p and -sys (default on)");
+  t.on_off({"--ignore-eos"}, {}, "", toggle(FIELD(ignore_eos)), "never end by itself");
+  t.add(
+      {"-r", "--reverse-prompt"}, "", "TEXT",
+      [](CliOptions& o, std::string_view value) -> Status {
+        if (value.empty()) return refused("got an empty text, expected at least one character");
+        o.stop.emplace_back(value);
+        return Ok{};
+      },
+      "stop at this text; may be given several times");
 }
 
 void add_bench_flags(std::vector<Flag>& rows) {
-  rows.push_back(
-      {{"-p", "--n-prompt"}, "", "LIST", kBench, text(FIELD(list_prompt)), "prompt lengths (512)"});
-  rows.push_back(
-      {{"-n", "--n-gen"}, "", "LIST", kBench, text(FIELD(list_gen)), "tokens to generate (128)"});
-  rows.push_back(
-      {{"-pg"}, "", "PP,TG", kBench, text(FIELD(list_pg)), "prompt and generation in one test"});
-  rows.push_back({{"-d", "--n-depth"},
-                  "",
-                  "LIST",
-                  kBench,
-                  text(FIELD(list_depth)),
-                  "positions already in the cache (0)"});
-  rows.push_back({{"-r", "--repetitions"},
-                  "",
-                  "N",
-                  kBench,
-                  integer(FIELD(repetitions), 1, 1000),
-                  "runs of each test (5)"});
-  rows.push_back({{"-o", "--output"}, "", "FMT", kBench, set_output, "md, json, jsonl, csv"});
-  rows.push_back(
-      {{"--progress"}, "", "", kBench, toggle(FIELD(progress), true), "say what runs, to stderr"});
+  Table t(rows, kBench);
+  const auto list = [](std::string CliOptions::*target, int min) -> Setter {
+    return [=](CliOptions& o, std::string_view value) -> Status {
+      if (Result<std::vector<int>> parsed = parse_list("", std::string(value), min, kMaxContext);
+          !parsed)
+        return parsed.error();
+      o.*target = std::string(value);
+      return Ok{};
+    };
+  };
+  t.add({"-p", "--n-prompt"}, "", "LIST", list(&CliOptions::list_prompt, 0),
+        "prompt lengths (512)");
+  t.add({"-n", "--n-gen"}, "", "LIST", list(&CliOptions::list_gen, 0), "tokens to generate (128)");
+  t.add(
+      {"-pg"}, "", "PP,TG",
+      [](CliOptions& o, std::string_view value) -> Status {
+        Result<std::vector<int>> pair = parse_list("", std::string(value), 1, kMaxContext);
+        if (!pair || pair->size() != 2) return wrong_value(value, "two numbers as 512,128");
+        o.list_pg += (o.list_pg.empty() ? "" : ";") + std::string(value);
+        return Ok{};
+      },
+      "prompt and generation in one test; may be given several times");
+  t.add({"-d", "--n-depth"}, "", "LIST", list(&CliOptions::list_depth, 0),
+        "positions already in the cache (0)");
+  t.add({"-r", "--repetitions"}, "", "N", integer(FIELD(repetitions), 1, 1000),
+        "runs of each test (5)");
+  t.add({"-o", "--output"}, "", "FMT", choice(&CliOptions::output, {"md", "json", "jsonl", "csv"}),
+        "md, json, jsonl, csv");
+  t.on_off({"--progress"}, {}, "", toggle(FIELD(progress)), "say what runs, to stderr");
+  t.on_off({"--warmup"}, {"--no-warmup"}, "", toggle(FIELD(warm_up)),
+           "one run of each test that does not count (default on)");
 }
 
 void add_tool_flags(std::vector<Flag>& rows) {
-  rows.push_back({{"--tokens"}, "", "IDS", kLogits, set_tokens, "token ids, comma separated"});
-  rows.push_back(
-      {{"--format"}, "", "FMT", kLogits, set_format, "json lines (default) or raw f32 rows"});
-  rows.push_back({{"--beside"},
-                  "",
-                  "N",
-                  kLogits,
-                  integer(FIELD(beside), 0, 8),
-                  "run N other sequences in the same batches"});
-  rows.push_back({{"--json"}, "", "", kInfo, toggle(FIELD(json), true), "as JSON"});
+  Table logits(rows, kLogits);
+  logits.add({"--tokens"}, "", "IDS", set_tokens, "token ids, comma separated");
+  logits.add({"-f", "--tokens-file", "--file"}, "", "FILE", text(FIELD(file)),
+             "token ids from a file, separated by commas, spaces or lines");
+  logits.add({"--format"}, "", "FMT", choice(&CliOptions::format, {"json", "f32"}),
+             "json lines (default) or raw little-endian f32 rows");
+  logits.add({"--beside"}, "", "N", integer(FIELD(beside), 0, 8),
+             "run N other sequences in the same batches");
+  Table tokenize(rows, kTokenize);
+  tokenize.add({"-f", "--file"}, "", "FILE", text(FIELD(file)), "the text");
+  Table info(rows, kInfo);
+  info.on_off({"--json"}, {}, "", toggle(FIELD(json)), "as JSON");
 }
 
 void add_common_flags(std::vector<Flag>& rows) {
-  rows.push_back(
-      {{"-h", "--help", "--usage"}, "", "", kAll, toggle(FIELD(help), true), "this text"});
-  rows.push_back({{"--version"},
-                  "",
-                  "",
-                  kAll,
-                  toggle(FIELD(version), true),
-                  "version, commit, instruction sets"});
-  rows.push_back({{"-lv", "--verbosity", "--log-verbosity"},
-                  "LLAMA_LOG_VERBOSITY",
-                  "N",
-                  kAll,
-                  integer(FIELD(log_level), 0, 10),
-                  "0 nothing, 1 errors, 2 warnings, 3 info, 4 debug"});
-  rows.push_back({{"-v", "--verbose"},
-                  "",
-                  "",
-                  kAll,
-                  [](CliOptions& o, std::string_view) -> Status {
-                    o.log_level = 4;
-                    return Ok{};
-                  },
-                  "debug log"});
-  rows.push_back({{"--log-disable"},
-                  "",
-                  "",
-                  kAll,
-                  [](CliOptions& o, std::string_view) -> Status {
-                    o.log_level = 1;
-                    return Ok{};
-                  },
-                  "errors only"});
-  rows.push_back({{"--log-file"},
-                  "LLAMA_LOG_FILE",
-                  "FILE",
-                  kAll,
-                  text(FIELD(log_file)),
-                  "log to a file as well"});
+  Table t(rows, kAll);
+  t.on_off({"-h", "--help", "--usage"}, {}, "", toggle(FIELD(help)), "this text");
+  t.on_off({"--version"}, {}, "", toggle(FIELD(version)), "version, commit, instruction sets");
+  t.add({"-lv", "--verbosity", "--log-verbosity"}, "LLAMA_LOG_VERBOSITY", "N",
+        integer(FIELD(log_level), 0, 10), "0 nothing, 1 errors, 2 warnings, 3 info, 4 debug");
+  const auto level = [](int value) -> Setter {
+    return [=](CliOptions& o, std::string_view on) -> Status {
+      if (on == "on") o.log_level = value;
+      return Ok{};
+    };
+  };
+  t.on_off({"-v", "--verbose", "--log-verbose"}, {}, "", level(4), "debug log");
+  t.on_off({"--log-disable"}, {}, "", level(1), "errors only");
+  t.add({"--log-file"}, "LLAMA_LOG_FILE", "FILE", text(FIELD(log_file)), "log to a file as well");
 }
 
 #undef FIELD
 
-// Flags of llama.cpp that need nothing here.
-void add_accepted_flags(std::vector<Flag>& rows) {
-  const auto quiet = [&](std::vector<const char*> names, const char* value) {
-    rows.push_back({std::move(names), "", value, kAll, silent(), ""});
-  };
-  const auto note = [&](std::vector<const char*> names, const char* value, const char* reason) {
-    rows.push_back({std::move(names), "", value, kAll, no_effect(reason), ""});
-  };
-  quiet({"-fa", "--flash-attn"}, "MODE");  // attention is always of this kind
-  quiet({"--jinja"}, "");
-  quiet({"-cb", "--cont-batching"}, "");
-  quiet({"--mmap"}, "");
-  quiet({"--no-mmap"}, "");
-  quiet({"-mmp"}, "N");
-  quiet({"--cache-prompt"}, "");
-  quiet({"--log-colors"}, "MODE");
-  quiet({"--log-prefix"}, "");
-  quiet({"--log-timestamps"}, "");
-  quiet({"--no-warmup"}, "");
-  quiet({"--warmup"}, "");
-  quiet({"-cnv", "--conversation"}, "");
-  quiet({"--simple-io"}, "");
-  quiet({"-co", "--color"}, "");
-  quiet({"-e", "--escape"}, "");
-  quiet({"--no-context-shift"}, "");
-  quiet({"-cram", "--cache-ram"}, "N");
-  quiet({"-kvu", "--kv-unified"}, "");
-  quiet({"--chat-template-kwargs"}, "JSON");
-  note({"--mlock"}, "", "--mlock has no effect yet: weights are anonymous memory already");
-  note({"--threads-http"}, "N",
-       "--threads-http has no effect: one event loop serves all connections");
-  note({"--poll"}, "N", "--poll has no effect: waiting spins 50 us, then sleeps");
-  note({"--prio"}, "N", "--prio has no effect yet");
-  note({"-C", "--cpu-mask"}, "MASK", "--cpu-mask has no effect yet: use taskset");
-  note({"-Cr", "--cpu-range"}, "RANGE", "--cpu-range has no effect yet: use taskset");
-  note({"--cpu-strict"}, "N", "--cpu-strict has no effect yet");
-  note({"--numa"}, "MODE", "--numa has no effect");
-  note({"-sps", "--slot-prompt-similarity"}, "X",
-       "--slot-prompt-similarity has no effect: fixed at 0.1");
-  note({"--reasoning-format"}, "MODE",
-       "--reasoning-format has no effect yet: thoughts stay in the content");
-  note({"-rea", "--reasoning"}, "MODE", "--reasoning has no effect yet");
-  note({"--reasoning-budget"}, "N", "--reasoning-budget has no effect yet");
-  note({"--no-jinja"}, "", "--no-jinja has no effect: prompts are ChatML in this version");
-  note({"--keep"}, "N", "--keep has no effect: the context is never shifted in this version");
-  note({"-sm", "--split-mode"}, "MODE", "--split-mode has no effect: there is no GPU backend");
-  note({"-mg", "--main-gpu"}, "N", "--main-gpu has no effect: there is no GPU backend");
-  note({"-ts", "--tensor-split"}, "LIST", "--tensor-split has no effect: there is no GPU backend");
-}
-
-void add_refused_flags(std::vector<Flag>& rows) {
-  const auto no = [&](std::vector<const char*> names, const char* value, const char* reason) {
-    rows.push_back({std::move(names), "", value, kAll, refuse(reason), ""});
-  };
-  no({"--lora"}, "FILE", "adapters (--lora) are not supported");
-  no({"--lora-scaled"}, "FILE", "adapters (--lora-scaled) are not supported");
-  no({"--control-vector"}, "FILE", "control vectors are not supported");
-  no({"--mmproj"}, "FILE", "images (--mmproj) are not supported");
-  no({"--embedding", "--embeddings"}, "", "embeddings are not supported");
-  no({"--reranking", "--rerank"}, "", "reranking is not supported");
-  no({"--grammar"}, "TEXT", "grammars are not supported yet");
-  no({"--grammar-file"}, "FILE", "grammars are not supported yet");
-  no({"-j", "--json-schema"}, "JSON", "JSON schemas are not supported yet");
-  no({"--chat-template"}, "NAME", "other chat templates are not supported yet: prompts are ChatML");
-  no({"--chat-template-file"}, "FILE",
-     "other chat templates are not supported yet: prompts are ChatML");
-  no({"-md", "--model-draft"}, "FILE", "draft models are not supported");
-  no({"-hf", "--hf-repo"}, "REPO",
-     "downloads are not supported: fetch the GGUF file and pass it with -m");
-  no({"-mu", "--model-url"}, "URL",
-     "downloads are not supported: fetch the GGUF file and pass it with -m");
-  no({"--context-shift"}, "",
-     "--context-shift is not supported yet: generation ends when the context is full");
-  no({"--slot-save-path"}, "DIR", "saving slots is not supported yet");
-  no({"--override-kv"}, "TEXT", "--override-kv is not supported: it would change the model");
-  no({"--rope-scaling"}, "MODE", "--rope-scaling is not supported: the file's own scaling is used");
-  no({"--rope-freq-base"}, "X", "--rope-freq-base is not supported: the file's own base is used");
-  no({"--rope-freq-scale"}, "X",
-     "--rope-freq-scale is not supported: the file's own scale is used");
-  no({"--yarn-orig-ctx"}, "N", "--yarn-orig-ctx is not supported: the file's own value is used");
-  no({"--ssl-key-file"}, "FILE", "this server is built without SSL support: use a reverse proxy");
-  no({"--ssl-cert-file"}, "FILE", "this server is built without SSL support: use a reverse proxy");
-  no({"--samplers"}, "LIST", "--samplers is not supported yet: top-k, top-p, min-p, temperature");
-  no({"--mirostat"}, "N", "mirostat is not supported");
-}
-
 }  // namespace
-
-unsigned bit_of(Command command) { return 1u << static_cast<unsigned>(command); }
 
 const std::vector<Flag>& flags() {
   static const std::vector<Flag> rows = [] {

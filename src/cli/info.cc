@@ -1,7 +1,7 @@
+// `bantam info` and `bantam tokenize`: what a file holds and would need, and its tokens; neither
+// loads weights.
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "cli/commands.h"
 
@@ -32,13 +32,19 @@ nlohmann::json as_json(const ModelReport& r) {
           {"attention", r.attention},
           {"backend", r.backend},
           {"isa", r.isa},
+          {"instruction_sets", instruction_sets()},
           {"cpu", r.cpu},
           {"n_threads", r.n_threads},
+          {"n_threads_batch", r.n_threads_batch},
+          {"act", r.act == ActType::i8 ? "i8" : "f32"},
           {"chat_template", !r.chat_template.empty()},
           {"weight_bytes", r.memory.weight_bytes},
           {"kv_bytes", r.memory.kv_bytes},
+          {"kv_bytes_k", r.kv_bytes_k},
+          {"kv_bytes_v", r.kv_bytes_v},
           {"compute_bytes", r.memory.compute_bytes},
           {"rest_bytes", r.memory.rest_bytes},
+          {"total_bytes", r.memory.total()},
           {"available_bytes", r.memory.available_bytes}};
 }
 
@@ -53,23 +59,21 @@ int run_info(const CliOptions& options) {
     return 0;
   }
   for (const std::string& line : report_lines(*report)) std::printf("%s\n", line.c_str());
-  std::printf("shape: %d layers, d_model %d, d_ff %d, vocabulary %d, chat template %s\n",
-              report->n_layers, report->d_model, report->d_ff, report->n_vocab,
-              report->chat_template.empty() ? "none" : "in the file");
+  std::printf("shape: %d layers, d_model %d, d_ff %d, %d heads, %d KV heads of %d, vocabulary %d\n",
+              report->n_layers, report->d_model, report->d_ff, report->n_heads, report->n_kv_heads,
+              report->head_dim, report->n_vocab);
+  std::printf("chat template: %s\n", report->chat_template.empty() ? "none" : "in the file");
+  std::printf("instruction sets here: %s\n", instruction_sets().c_str());
   return 0;
 }
 
 int run_tokenize(const CliOptions& options) {
-  std::ostringstream text;
-  std::ifstream file(options.file, std::ios::binary);
-  if (options.file.empty() || !file) {
-    return report_error(
-        refused("cannot read the text: pass a readable file with -f, got '" + options.file + "'"));
-  }
-  text << file.rdbuf();
+  if (options.file.empty()) return report_error(refused("no text: pass a file with -f"));
+  Result<std::string> text = read_text_file(options.file);
+  if (!text) return report_error(text.error());
   Result<Tokenizer> tokenizer = LoadedModel::tokenizer_of(options.engine);
   if (!tokenizer) return report_error(tokenizer.error());
-  const std::vector<int32_t> tokens = tokenizer->encode(text.str(), false, false);
+  const std::vector<int32_t> tokens = tokenizer->encode(*text, false, false);
   std::printf("%s\n", nlohmann::json(tokens).dump().c_str());
   return 0;
 }

@@ -1,10 +1,12 @@
 // `bantam logits`: what the model says before sampling, for oracles and for comparing engines.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 
+#include "base/limits.h"
 #include "base/log.h"
 #include "cli/commands.h"
 
@@ -30,21 +32,19 @@ void print_json(int pos, int32_t token, std::span<const float> logits, std::stri
 }
 
 Status read_token_file(const std::string& path, std::vector<int32_t>& tokens) {
-  std::ifstream file(path);
-  if (!file) return refused("cannot read token ids from '" + path + "'");
-  std::string word;
-  for (char c = 0; file.get(c) || !word.empty();) {
-    const bool digit = file && c >= '0' && c <= '9';
-    if (digit) word += c;
-    const bool gap = !file || c == ' ' || c == ',' || c == '\n' || c == '[' || c == ']';
-    if (!digit && !gap)
-      return refused("'" + path + "' holds '" + std::string(1, c) + "', expected token ids");
-    if (gap && !word.empty()) {
-      if (word.size() > 9)
-        return refused("'" + path + "' holds the id " + word + ", which is too large");
-      tokens.push_back(std::stoi(word));
-      word.clear();
+  Result<std::string> text = read_text_file(path);
+  if (!text) return text.error();
+  constexpr const char* kGaps = " ,\r\n\t[]";
+  for (size_t at = 0; (at = text->find_first_not_of(kGaps, at)) != std::string::npos;) {
+    const size_t end = std::min(text->find_first_of(kGaps, at), text->size());
+    int32_t id = 0;
+    const auto [last, error] = std::from_chars(text->data() + at, text->data() + end, id);
+    if (error != std::errc() || last != text->data() + end || id < 0) {
+      return refused("'" + path + "' holds '" + text->substr(at, std::min<size_t>(end - at, 40)) +
+                     "', expected token ids");
     }
+    tokens.push_back(id);
+    at = end;
   }
   return Ok{};
 }
@@ -83,6 +83,10 @@ int run_logits(const CliOptions& given) {
   }
   if (options.tokens.empty())
     return report_error(refused("no tokens: pass --tokens 1,2,3 or -f FILE"));
+  if (options.tokens.size() > kMaxContext) {
+    return report_error(refused("got " + std::to_string(options.tokens.size()) +
+                                " tokens, expected at most " + std::to_string(kMaxContext)));
+  }
   options.engine.n_logit_rows = 64;
   options.engine.n_slots = options.beside + 1;
   const int64_t n_tokens = static_cast<int64_t>(options.tokens.size());
@@ -112,9 +116,11 @@ int run_logits(const CliOptions& given) {
   const Status status =
       options.beside > 0
           ? eval_beside(**loaded, options.tokens, options.beside, options.chunk, sink)
-          : (*loaded)->eval(0, options.tokens, options.chunk, true, sink);
-  if (!status) return report_error(status.error());
-  return std::fflush(stdout) == 0 ? 0 : report_error(failed("cannot write the logits to stdout"));
+          : (*loaded)->eval(0, options.tokens, options.chunk, true, sink,
+                            [] { return std::ferror(stdout) == 0; });
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return report_error(failed("cannot write the logits to stdout"));
+  return status ? 0 : report_error(status.error());
 }
 
 }  // namespace bantam

@@ -1,4 +1,5 @@
 // Entry: chooses the command from argv or from the name the program was started under.
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -60,13 +61,17 @@ int dispatch(const CommandRow& row, const std::vector<std::string>& args, bool a
     return exit_code(report_error(refused("cannot open log file '" + options->log_file + "'")),
                      as_llama);
   }
+  for (const std::string& note : options->notes) log_warn("{}", note);
   return exit_code(row.run(*options), as_llama);
 }
 
 int start(int argc, char** argv) {
-  const char* slash = std::strrchr(argv[0], '/');
-  const std::string name = slash != nullptr ? slash + 1 : argv[0];
-  std::vector<std::string> args(argv + 1, argv + argc);
+  // A closed pipe is a failed write, not a death by signal.
+  std::signal(SIGPIPE, SIG_IGN);
+  const char* path = argc > 0 ? argv[0] : "bantam";
+  const char* slash = std::strrchr(path, '/');
+  const std::string name = slash != nullptr ? slash + 1 : path;
+  std::vector<std::string> args(argv + (argc > 0 ? 1 : 0), argv + argc);
   for (const CommandRow& row : kCommands) {
     if (*row.link != '\0' && name == row.link) return dispatch(row, args, true);
   }
@@ -87,7 +92,8 @@ int start(int argc, char** argv) {
   for (const CommandRow& row : kCommands) {
     if (command == row.name) return dispatch(row, args, false);
   }
-  log_error("unknown command '{}', expected serve, chat, bench, logits, info or tokenize", command);
+  log_error("unknown command '{}', expected serve, chat, bench, logits, info or tokenize",
+            command.substr(0, 80));
   return 2;
 }
 

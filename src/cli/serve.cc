@@ -1,3 +1,8 @@
+// `bantam serve`: takes the port, loads, serves. A signal ends it with exit code 0 at any time.
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
 #include <thread>
 
 #include "base/log.h"
@@ -7,6 +12,12 @@
 namespace bantam {
 
 namespace {
+
+// As it stands in a URL that a browser on this machine can open.
+std::string url_host(const std::string& host) {
+  if (host == "0.0.0.0" || host == "::") return "127.0.0.1";
+  return host.find(':') != std::string::npos ? "[" + host + "]" : host;
+}
 
 bool is_loopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
@@ -35,6 +46,7 @@ ServerOptions server_options(const CliOptions& options) {
 int run_serve(const CliOptions& options) {
   if (Status status = check_sampling(options.sampling, 1 << 22); !status)
     return report_error(status.error());
+  exit_on_signals(0);
   // Planned before the port is taken, so that a refusal leaves no trace.
   Result<ModelReport> planned = LoadedModel::plan(options.engine);
   if (!planned) return report_error(planned.error());
@@ -43,16 +55,28 @@ int run_serve(const CliOptions& options) {
   if (!is_loopback(options.host) && options.api_keys.empty()) {
     log_warn("{} is reachable from other machines and there is no --api-key", options.host);
   }
-  std::thread io([&] { (*server)->run(); });
+  std::atomic<bool> loading{true};
+  std::thread io([&] {
+    (*server)->run();
+    // A signal while weights are read: there is nothing to end in order, and reading may take
+    // minutes from a memory card.
+    if (loading.load()) _exit(0);
+  });
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
+  loading.store(false);
   int code = 0;
   std::unique_ptr<Engine> engine;
   if (loaded) {
     engine = Engine::start(std::move(*loaded));
     (*server)->set_engine(engine.get());
-    const std::string url = "http://" + options.host + ":" + std::to_string((*server)->port());
-    log_info("server is listening on {}", url);
-    if (options.page) log_info("open {} in a browser to chat; Ctrl-C ends the server", url);
+    const std::string port = ":" + std::to_string((*server)->port());
+    const bool bare_v6 = options.host.find(':') != std::string::npos;
+    log_info("server is listening on http://{}{}",
+             bare_v6 ? "[" + options.host + "]" : options.host, port);
+    if (options.page) {
+      log_info("open http://{}{} in a browser to chat; Ctrl-C ends the server",
+               url_host(options.host), port);
+    }
   } else {
     code = report_error(loaded.error());
     (*server)->stop();

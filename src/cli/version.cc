@@ -1,5 +1,7 @@
 #include "cli/version.h"
 
+#include <cstdlib>
+
 #include "engine/engine.h"
 
 #ifndef BANTAM_COMMIT
@@ -11,11 +13,19 @@
 
 namespace bantam {
 
-std::string commit_text() { return BANTAM_COMMIT; }
+std::string commit_text() {
+  const std::string commit = BANTAM_COMMIT;
+  return commit.empty() ? "unknown" : commit;  // empty when built outside a checkout
+}
 
 std::string version_text() {
+  const std::string names = instruction_sets();
+  const char* forced = std::getenv("BANTAM_ISA");
+  const std::string chosen = forced != nullptr && *forced != '\0'
+                                 ? std::string(forced) + " (BANTAM_ISA)"
+                                 : names.substr(names.find_last_of(' ') + 1);
   return std::string("bantam ") + BANTAM_VERSION + " (" + commit_text() + "), built with " +
-         __VERSION__ + "\ninstruction sets here: " + instruction_sets() +
+         __VERSION__ + "\ninstruction sets here: " + names + "; used: " + chosen +
          "\nPTX: none (no GPU backend in this build)";
 }
 

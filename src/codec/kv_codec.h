@@ -1,15 +1,15 @@
-// The formats of the KV cache as codecs: encode a row block of 32 values (NUMERICS rule 7), the value of a code.
-// kv_layout.h says where codes lie. Internal linkage: ISA files must not emit weak symbols.
-// A block with a value that is not finite gets d = NaN (and m = NaN) with the code of zero; a scale beyond
-// fp16 becomes the largest fp16, so that finite rows stay finite.
+// The formats of the KV cache as codecs: encode a row block of 32 values (NUMERICS rule 7), the
+// value of a code. kv_layout.h says where codes lie. Internal linkage: ISA files must not emit weak
+// symbols. A block with a value that is not finite gets d = NaN (and m = NaN) with the code of
+// zero; a scale beyond fp16 becomes the largest fp16, so that finite rows stay finite.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "codec/numerics.h"
 #include "codec/half.h"
 #include "codec/kv_layout.h"
+#include "codec/numerics.h"
 #include "codec/types.h"
 
 namespace bantam {
@@ -57,7 +57,8 @@ void fill_block(KvBlock& out, uint8_t code, uint16_t d, uint16_t m) {
   out.m = m;
 }
 
-// rne(x / d), clamped; x / d is below 2^22 because |x| <= 127 |extreme / d| and d is rounded at worst by half.
+// rne(x / d), clamped; x / d is below 2^22 because |x| <= 127 |extreme / d| and d is rounded at
+// worst by half.
 int divide_code(float x, float d, int lowest, int highest) {
   const float ratio = x / d;
   if (!(ratio > static_cast<float>(lowest))) return lowest;
@@ -77,7 +78,8 @@ struct CodecQ8_0 {
     out.m = 0;
     const float d = f16_to_f32(out.d);
     if (d == 0.0f) return fill_block(out, 0, 0, 0);
-    for (int i = 0; i < 32; ++i) out.code[i] = static_cast<uint8_t>(divide_code(x[i], d, -127, 127));
+    for (int i = 0; i < 32; ++i)
+      out.code[i] = static_cast<uint8_t>(divide_code(x[i], d, -127, 127));
   }
 };
 
@@ -115,7 +117,8 @@ struct CodecMinimum {
     out.m = scale_to_half(range.lowest);
     const float d = f16_to_f32(out.d), m = f16_to_f32(out.m);
     if (d == 0.0f) return fill_block(out, 0, 0, out.m);
-    for (int i = 0; i < 32; ++i) out.code[i] = static_cast<uint8_t>(divide_code(x[i] - m, d, 0, top));
+    for (int i = 0; i < 32; ++i)
+      out.code[i] = static_cast<uint8_t>(divide_code(x[i] - m, d, 0, top));
   }
 };
 

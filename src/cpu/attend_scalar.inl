@@ -19,9 +19,9 @@ constexpr KvTileLayout layout_of(int head_dim) {
 
 template <class Codec, bool IsKey>
 struct Place {
-  int64_t byte;   // of the code or its nibble
-  int shift;      // 0 or 4 for nibbles
-  int64_t high;   // byte of the fifth bit, relative to the bit plane
+  int64_t byte;  // of the code or its nibble
+  int shift;     // 0 or 4 for nibbles
+  int64_t high;  // byte of the fifth bit, relative to the bit plane
   int high_bit;
 
   Place(int head_dim, int pos, int channel) : byte(0), shift(0), high(0), high_bit(0) {
@@ -36,8 +36,8 @@ struct Place {
       shift = channel % 32 < 16 ? 0 : 4;
     }
     const int bit = IsKey ? 4 * pos + channel % 4 : 4 * (channel % 16) + pos % 4;
-    const int64_t word = IsKey ? int64_t{channel / 4} * 16
-                               : (int64_t{pos / 4} * (head_dim / 16) + channel / 16) * 8;
+    const int64_t word =
+        IsKey ? int64_t{channel / 4} * 16 : (int64_t{pos / 4} * (head_dim / 16) + channel / 16) * 8;
     high = word + bit / 8;
     high_bit = bit % 8;
   }
@@ -61,7 +61,8 @@ void put_code(std::byte* tile, const KvTileLayout& at, int head_dim, int pos, in
 }
 
 template <class Codec, bool IsKey>
-unsigned get_code(const std::byte* tile, const KvTileLayout& at, int head_dim, int pos, int channel) {
+unsigned get_code(const std::byte* tile, const KvTileLayout& at, int head_dim, int pos,
+                  int channel) {
   const Place<Codec, IsKey> place(head_dim, pos, channel);
   if constexpr (Codec::bits == 8) return byte_at(tile + place.byte);
   unsigned code = byte_at(tile + place.byte) >> place.shift & 15;
@@ -127,7 +128,8 @@ void scores_quant(const ScoreArgs& args) {
   }
 }
 
-// The u8 weights of one row, tile and block (rule 5). c = 0 when nothing is to be added; NaN weights give c = NaN.
+// The u8 weights of one row, tile and block (rule 5). c = 0 when nothing is to be added; NaN
+// weights give c = NaN.
 struct TileWeights {
   int u[32];
   float c;
@@ -201,7 +203,8 @@ void store_float(const float* row, int head_dim, int pos, std::byte* tile) {
 
 template <class Float>
 void erase_float(int head_dim, int from, std::byte* tile) {
-  clear(tile + int64_t{from} * head_dim * Float::bytes, int64_t{32 - from} * head_dim * Float::bytes);
+  clear(tile + int64_t{from} * head_dim * Float::bytes,
+        int64_t{32 - from} * head_dim * Float::bytes);
 }
 
 template <class Float>
@@ -213,7 +216,8 @@ void scores_float(const ScoreArgs& args) {
       key[c] = Float::load(args.tile + (int64_t{pos} * hd + c) * Float::bytes);
     }
     for (int r = 0; r < args.n_rows; ++r) {
-      args.s[r * args.s_stride + pos] = dot_lanes(args.qf + int64_t{r} * hd, key, hd) * args.scale[r];
+      args.s[r * args.s_stride + pos] =
+          dot_lanes(args.qf + int64_t{r} * hd, key, hd) * args.scale[r];
     }
   }
 }
@@ -298,15 +302,15 @@ template <KvType Type>
 constexpr KvKernels kv_kernels() {
   using Codec = CodecOf<Type>;
   if constexpr (info(Type).quantized) {
-    return {store_quant<Codec, true>, store_quant<Codec, false>, erase_quant<Codec, true>,
-            erase_quant<Codec, false>, scores_quant<Codec>,      weigh_quant<Codec>};
+    return {store_quant<Codec, true>,  store_quant<Codec, false>, erase_quant<Codec, true>,
+            erase_quant<Codec, false>, scores_quant<Codec>,       weigh_quant<Codec>};
   } else {
     return {store_float<Codec>, store_float<Codec>,  erase_float<Codec>,
             erase_float<Codec>, scores_float<Codec>, weigh_float<Codec>};
   }
 }
 
-void fill_attend_scalar(Kernels& table) {
+[[maybe_unused]] void fill_attend_scalar(Kernels& table) {
 #define KV_TYPE(name, bytes32, quantized, minimum) \
   table.kv[static_cast<int>(KvType::name)] = kv_kernels<KvType::name>();
 #include "codec/kv_types.def"

@@ -1,7 +1,8 @@
-// The scalar table: included by isa_scalar.cc and isa_scalar_fma.cc, in an anonymous namespace each.
+// The scalar table: included by isa_scalar.cc and isa_scalar_fma.cc, in an anonymous namespace
+// each.
+#include "cpu/attend_scalar.inl"
 #include "cpu/kernels.h"
 #include "cpu/weights_scalar.inl"
-#include "cpu/attend_scalar.inl"
 
 namespace bantam {
 namespace {

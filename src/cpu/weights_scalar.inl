@@ -1,9 +1,9 @@
-// Canonical kernels of weights and rows (NUMERICS rules 1 to 4). Every other instruction set repeats
-// these bit for bit. Reads the packed layout that kernels.h describes; refuses nothing.
+// Canonical kernels of weights and rows (NUMERICS rules 1 to 4). Every other instruction set
+// repeats these bit for bit. Reads the packed layout that kernels.h describes; refuses nothing.
 #pragma once
 
-#include "codec/numerics.h"
 #include "codec/half.h"
+#include "codec/numerics.h"
 #include "cpu/kernels.h"
 
 namespace bantam {
@@ -76,7 +76,8 @@ struct FormatQ4_1 {
 struct FormatQ6_K {
   static constexpr int values = 256, bytes = 210;
   static int code(const std::byte* block, int r, int c) {
-    const uint8_t high = byte_at(block + 2048 + c / 16 * 64 + 4 * r + c % 4) >> (c % 16 / 4 * 2) & 3;
+    const uint8_t high =
+        byte_at(block + 2048 + c / 16 * 64 + 4 * r + c % 4) >> (c % 16 / 4 * 2) & 3;
     return (nibble(block, r, c) | high << 4) - 32;
   }
   static int sub_scale(const std::byte* block, int r, int sub) {
@@ -90,7 +91,9 @@ struct FormatQ6_K {
 void put(std::byte* at, unsigned value) { *at = static_cast<std::byte>(value); }
 void put_bits(std::byte* at, unsigned bits) { *at |= static_cast<std::byte>(bits); }
 
-void clear(std::byte* group, int64_t bytes) { __builtin_memset(group, 0, static_cast<size_t>(bytes)); }
+void clear(std::byte* group, int64_t bytes) {
+  __builtin_memset(group, 0, static_cast<size_t>(bytes));
+}
 
 void pack_q1_0(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
   clear(group, 16ll * cols / 128 * 18);
@@ -116,7 +119,8 @@ void pack_q8_0(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, 
     for (int r = 0; r < n_valid; ++r) {
       const std::byte* source = rows + r * row_bytes + b * 34;
       __builtin_memcpy(block + 512 + 2 * r, source, 2);
-      for (int c = 0; c < 32; ++c) put(block + c / 4 * 64 + 4 * r + c % 4, byte_at(source + 2 + c) ^ 0x80u);
+      for (int c = 0; c < 32; ++c)
+        put(block + c / 4 * 64 + 4 * r + c % 4, byte_at(source + 2 + c) ^ 0x80u);
     }
   }
 }
@@ -272,7 +276,8 @@ float product_row<FormatQ6_K>(const PackedMatrix& w, const ActRows& a, int row, 
     int32_t s = 0;
     for (int half = 0; half < 32; half += 16) {
       int32_t dot = 0;
-      for (int i = c + half; i < c + half + 16; ++i) dot += FormatQ6_K::code(block, r, i % 256) * q[i];
+      for (int i = c + half; i < c + half + 16; ++i)
+        dot += FormatQ6_K::code(block, r, i % 256) * q[i];
       s += FormatQ6_K::sub_scale(block, r, (c + half) % 256 / 16) * dot;
     }
     const float d = FormatQ6_K::scale(block, r) * a.d[int64_t{t} * (n / 32) + c / 32];
@@ -283,19 +288,23 @@ float product_row<FormatQ6_K>(const PackedMatrix& w, const ActRows& a, int row, 
 
 template <class Format>
 void matmul(const MatmulArgs& args) {
-  const int end = args.group_end * kGroupRows < args.w->rows ? args.group_end * kGroupRows : args.w->rows;
+  const int end =
+      args.group_end * kGroupRows < args.w->rows ? args.group_end * kGroupRows : args.w->rows;
   for (int row = args.group_begin * kGroupRows; row < end; ++row) {
-    for (int t = 0; t < args.a.n_rows; ++t) put_result(args, t, row, product_row<Format>(*args.w, args.a, row, t));
+    for (int t = 0; t < args.a.n_rows; ++t)
+      put_result(args, t, row, product_row<Format>(*args.w, args.a, row, t));
   }
 }
 
 template <void (*Unpack)(const PackedMatrix&, int, float*)>
 void matmul_f32(const MatmulArgs& args) {
-  const int end = args.group_end * kGroupRows < args.w->rows ? args.group_end * kGroupRows : args.w->rows;
+  const int end =
+      args.group_end * kGroupRows < args.w->rows ? args.group_end * kGroupRows : args.w->rows;
   for (int row = args.group_begin * kGroupRows; row < end; ++row) {
     Unpack(*args.w, row, args.scratch);
     for (int t = 0; t < args.n_rows; ++t) {
-      put_result(args, t, row, dot_lanes(args.scratch, args.x + int64_t{t} * args.w->cols, args.w->cols));
+      put_result(args, t, row,
+                 dot_lanes(args.scratch, args.x + int64_t{t} * args.w->cols, args.w->cols));
     }
   }
 }
@@ -328,7 +337,8 @@ void quantize_block(const float* x, int n, int8_t* q, float* d) {
   }
 }
 
-void quantize(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums, int16_t* sums16) {
+void quantize(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
+              int16_t* sums16) {
   for (int b = 0; b < n / block; ++b) {
     quantize_block(x + b * block, block, q + b * block, d + b);
     sums[b] = 0;
@@ -346,14 +356,19 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
 }
 
 template <class Format>
-constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, int, int, std::byte*)) {
+constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, int, int,
+                                                    std::byte*)) {
   return {pack, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>};
 }
 
-void fill_weights_scalar(Kernels& table) {
-  const auto at = [&](WeightType type) -> WeightKernels& { return table.weight[static_cast<int>(type)]; };
-  at(WeightType::f32) = {pack_plain, unpack_row_f32, matmul_f32<unpack_row_f32>, matmul_f32<unpack_row_f32>};
-  at(WeightType::f16) = {pack_plain, unpack_row_f16, matmul_f32<unpack_row_f16>, matmul_f32<unpack_row_f16>};
+[[maybe_unused]] void fill_weights_scalar(Kernels& table) {
+  const auto at = [&](WeightType type) -> WeightKernels& {
+    return table.weight[static_cast<int>(type)];
+  };
+  at(WeightType::f32) = {pack_plain, unpack_row_f32, matmul_f32<unpack_row_f32>,
+                         matmul_f32<unpack_row_f32>};
+  at(WeightType::f16) = {pack_plain, unpack_row_f16, matmul_f32<unpack_row_f16>,
+                         matmul_f32<unpack_row_f16>};
   at(WeightType::q1_0) = weight_kernels<FormatQ1_0>(pack_q1_0);
   at(WeightType::q8_0) = weight_kernels<FormatQ8_0>(pack_q8_0);
   at(WeightType::q4_0) = weight_kernels<FormatQ4_0>(pack_q4_0);

@@ -39,9 +39,10 @@ GgufParser::GgufParser(const MappedFile& file) : file_(file), reader_(file.bytes
 
 Error GgufParser::bad(const std::string& what, const std::string& found,
                       const std::string& expected, uint64_t at) const {
-  return refused(fmt::format("'{}': {}: found {}, expected {} (byte {}); the file is damaged or not "
-                             "for this build: download or convert it again",
-                             file_.path(), what, found, expected, at));
+  return refused(
+      fmt::format("'{}': {}: found {}, expected {} (byte {}); the file is damaged or not "
+                  "for this build: download or convert it again",
+                  file_.path(), what, found, expected, at));
 }
 
 Error GgufParser::ends(const std::string& what, uint64_t wanted) const {
@@ -52,10 +53,10 @@ Error GgufParser::ends(const std::string& what, uint64_t wanted) const {
 
 Result<Gguf> GgufParser::parse() {
   using Step = Status (GgufParser::*)();
-  constexpr Step kSteps[] = {&GgufParser::header,         &GgufParser::keys,
-                             &GgufParser::unique_keys,    &GgufParser::read_alignment,
-                             &GgufParser::tensors,        &GgufParser::unique_names,
-                             &GgufParser::place_tensors,  &GgufParser::disjoint_tensors};
+  constexpr Step kSteps[] = {&GgufParser::header,        &GgufParser::keys,
+                             &GgufParser::unique_keys,   &GgufParser::read_alignment,
+                             &GgufParser::tensors,       &GgufParser::unique_names,
+                             &GgufParser::place_tensors, &GgufParser::disjoint_tensors};
   for (const Step step : kSteps) {
     Status status = (this->*step)();
     if (!status) return status.error();
@@ -320,18 +321,17 @@ Status GgufParser::tensor_range(GgufTensor& tensor, uint64_t at) {
   const WeightTypeInfo& type = info(tensor.type);
   if (tensor.dims[0] % type.block_values != 0) {
     return bad(what, fmt::format("{} columns", tensor.dims[0]),
-               fmt::format("a multiple of {} for {}", type.block_values,
-                           display_name(tensor.type)),
+               fmt::format("a multiple of {} for {}", type.block_values, display_name(tensor.type)),
                at);
   }
   uint64_t blocks = static_cast<uint64_t>(tensor.dims[0] / type.block_values);
   for (int d = 1; d < tensor.n_dims; ++d) blocks *= static_cast<uint64_t>(tensor.dims[d]);
   const auto block_bytes = static_cast<uint64_t>(type.block_bytes);
   if (blocks > file_.size() / block_bytes) {
-    return bad(what, fmt::format("{} blocks of {} bytes", blocks, block_bytes),
-               fmt::format("at most {} in a file of {} bytes", file_.size() / block_bytes,
-                           file_.size()),
-               at);
+    return bad(
+        what, fmt::format("{} blocks of {} bytes", blocks, block_bytes),
+        fmt::format("at most {} in a file of {} bytes", file_.size() / block_bytes, file_.size()),
+        at);
   }
   tensor.n_bytes = blocks * block_bytes;
   if (tensor.offset % alignment_ != 0) {
@@ -366,11 +366,11 @@ Status GgufParser::place_tensors() {
   const uint64_t left = file_.size() - start;
   for (GgufTensor& tensor : gguf_.tensors_) {
     if (tensor.offset > left || tensor.n_bytes > left - tensor.offset) {
-      return bad(quoted("tensor", tensor.name),
-                 fmt::format("{} bytes at data offset {}", tensor.n_bytes, tensor.offset),
-                 fmt::format("a range inside the {} bytes of data (is the download complete?)",
-                             left),
-                 start);
+      return bad(
+          quoted("tensor", tensor.name),
+          fmt::format("{} bytes at data offset {}", tensor.n_bytes, tensor.offset),
+          fmt::format("a range inside the {} bytes of data (is the download complete?)", left),
+          start);
     }
     tensor.offset += gguf_.data_offset_;
   }
@@ -387,10 +387,10 @@ Status GgufParser::disjoint_tensors() {
     const GgufTensor& before = tensors[order[i - 1]];
     const GgufTensor& after = tensors[order[i]];
     if (before.offset + before.n_bytes <= after.offset) continue;
-    return bad(quoted("tensor", after.name),
-               fmt::format("data at byte {} inside {}", after.offset,
-                           quoted("tensor", before.name)),
-               fmt::format("byte {} or later", before.offset + before.n_bytes), after.offset);
+    return bad(
+        quoted("tensor", after.name),
+        fmt::format("data at byte {} inside {}", after.offset, quoted("tensor", before.name)),
+        fmt::format("byte {} or later", before.offset + before.n_bytes), after.offset);
   }
   return Ok{};
 }

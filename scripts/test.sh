@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Everything CI runs. Usage: scripts/test.sh [--full] [stage...]; stages: tidy release python dev tsan fuzz.
+# Ends with "N passed, N failed" over all stages.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+full=0
+stages=()
+for word in "$@"; do
+  if [ "$word" = --full ]; then full=1; else stages+=("$word"); fi
+done
+[ ${#stages[@]} -gt 0 ] || stages=(tidy release python dev tsan fuzz)
+passed=0
+failed=0
+mkdir -p build/logs
+
+count() { # count NAME PASSED FAILED SECONDS
+  passed=$((passed + $2)); failed=$((failed + $3))
+  printf '%-28s %5d passed, %d failed  (%d s)\n' "$1" "$2" "$3" "$4"
+}
+
+one() { # one NAME COMMAND...: a single pass or fail
+  local name=$1 start=$SECONDS; shift
+  if timeout 1500 "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
+  else count "$name" 0 1 $((SECONDS - start)); tail -n 25 "build/logs/$name.log"; return 1; fi
+}
+
+gtest() { # gtest PRESET PROGRAM: GoogleTest's own totals; a crash or a skip is a failure
+  local name="$1-$2" start=$SECONDS ok bad skipped code
+  BANTAM_FULL=$full timeout 1200 "build/$1/bin/$2" >"build/logs/$name.log" 2>&1
+  code=$?
+  ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\?\..*/\1/p' "build/logs/$name.log" | tail -n 1)
+  bad=$(grep -c '^\[  FAILED  \].*(\([0-9]*\) ms)' "build/logs/$name.log")
+  skipped=$(grep -c '^\[  SKIPPED \].*ms)' "build/logs/$name.log")
+  bad=$((bad + skipped))
+  [ $code -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
+  [ -n "$ok" ] || ok=0
+  if [ "$ok" = 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+  count "$name" "$ok" "$bad" $((SECONDS - start))
+  [ "$bad" = 0 ] || grep -B12 -m 40 -E 'FAILED|Failure|ERROR|WARNING: Thread|runtime error' "build/logs/$name.log" | head -n 60
+}
+
+script() { # script NAME: a Python test that prints its own totals as the last line
+  local name=$1 start=$SECONDS code last ok bad
+  BANTAM_BIN=build/release/bin BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf BANTAM_FULL=$full \
+    timeout 1500 build/venv/bin/python "tests/$name.py" >"build/logs/$name.log" 2>&1
+  code=$?
+  last=$(tail -n 1 "build/logs/$name.log")
+  ok=$(sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p' <<<"$last")
+  bad=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' <<<"$last")
+  [ -n "$bad" ] || { ok=${ok:-0}; bad=1; }
+  [ $code -eq 0 ] || [ "$bad" -gt 0 ] || bad=1
+  count "$name" "$ok" "$bad" $((SECONDS - start))
+  [ "$bad" = 0 ] || grep -vE '^(ok|PASS)' "build/logs/$name.log" | tail -n 30
+}
+
+programs() { sed -n 's/^bantam_test(\([a-z0-9_]*\) .*/\1/p' cmake/tests.cmake; }
+build() { # build PRESET [TARGET...]
+  local preset=$1; shift
+  one "$preset-build" sh -c "cmake --preset $preset -DBUILD_TESTING=ON >/dev/null && cmake --build build/$preset -j 2 $*"
+}
+
+one install scripts/install_deps.sh test
+export BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+for stage in "${stages[@]}"; do
+  case $stage in
+    tidy)
+      one tidy python3 tools/tidy.py
+      one tidy-self-test python3 tools/tidy.py --self-test ;;
+    release)
+      build release || continue
+      one isa-objects python3 tools/check_isa_objects.py build/release
+      for program in $(programs); do gtest release "$program"; done ;;
+    python)
+      for file in tests/*_test.py; do script "$(basename "$file" .py)"; done ;;
+    dev)
+      build dev || continue
+      export BANTAM_SAMPLE=1
+      for program in $(programs); do gtest dev "$program"; done
+      unset BANTAM_SAMPLE ;;
+    tsan)
+      build tsan --target engine_test || continue
+      BANTAM_SAMPLE=1 gtest tsan engine_test ;;
+    fuzz)
+      one fuzz-build sh -c "cmake --preset fuzz >/dev/null && cmake --build build/fuzz -j 2" || continue
+      for target in $(sed -n 's/^bantam_fuzz(\([a-z0-9_]*\) .*/\1/p' cmake/fuzz.cmake); do
+        mkdir -p "build/fuzz/corpus/$target"
+        [ -d "fuzz/corpus/$target" ] && cp -n fuzz/corpus/"$target"/* "build/fuzz/corpus/$target/"
+        one "fuzz-$target" "build/fuzz/bin/$target" "build/fuzz/corpus/$target" -max_total_time=20 -rss_limit_mb=512 -max_len=65536
+      done ;;
+    *) echo "unknown stage '$stage'"; exit 2 ;;
+  esac
+done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,600 @@
+// Weight and row kernels of every instruction set over every weight type of the table: against the
+// double-precision oracle, bit for bit against scalar, inside guards, any split. Cases are counted.
+// BANTAM_SAMPLE=n runs every nth case.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "codec/half.h"
+#include "codec/numerics.h"
+#include "cpu/isa.h"
+#include "tests/support/oracle_weights.h"
+
+namespace bantam {
+namespace {
+
+constexpr uint32_t kGuard = 0x7fa5a5a5u;  // a NaN that no kernel makes
+
+int sample_every() {
+  const char* text = std::getenv("BANTAM_SAMPLE");
+  return text == nullptr ? 1 : std::max(1, std::atoi(text));
+}
+
+std::vector<const Isa*> supported_isas() {
+  std::vector<const Isa*> list;
+  for (const Isa& isa : all_isas()) {
+    if (isa.supported()) list.push_back(&isa);
+  }
+  return list;
+}
+
+const Kernels& scalar() { return kernels_of(all_isas()[0]); }
+
+bool same_bits(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b != b); }
+
+// Exactly n values on a 64-byte boundary, so that the sanitizer sees every step beyond them.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t n)
+      : n_(n), data_(static_cast<T*>(::operator new (bytes(n), std::align_val_t{64}))) {
+    std::memset(static_cast<void*>(data_.get()), 0, bytes(n));
+  }
+  T* get() { return data_.get(); }
+  const T* get() const { return data_.get(); }
+  T& operator[](int64_t i) { return data_.get()[i]; }
+  const T& operator[](int64_t i) const { return data_.get()[i]; }
+  int64_t size() const { return n_; }
+
+ private:
+  static size_t bytes(int64_t n) { return static_cast<size_t>(n) * sizeof(T); }
+  struct Delete {
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
+  };
+  int64_t n_;
+  std::unique_ptr<T, Delete> data_;
+};
+
+using Random = std::mt19937;
+
+float random_normal(Random& random) { return std::normal_distribution<float>()(random); }
+
+// A scale as fp16: either sign, sometimes zero or subnormal, never infinite.
+uint16_t random_half(Random& random) {
+  switch (random() % 16) {
+    case 0:
+      return random() % 2 ? 0x8000 : 0;
+    case 1:
+      return static_cast<uint16_t>(random() & 0x83ffu);
+  }
+  return static_cast<uint16_t>((random() & 0x83ffu) | (5 + random() % 12) << 10);
+}
+
+void put_half(std::byte* p, uint16_t h) { std::memcpy(p, &h, 2); }
+
+// Random bytes are random codes; only the places of scales need care.
+void random_block(WeightType type, Random& random, std::byte* p) {
+  for (int i = 0; i < info(type).block_bytes; ++i) p[i] = static_cast<std::byte>(random());
+  switch (type) {
+    case WeightType::f32: {
+      const float x = random_normal(random);
+      std::memcpy(p, &x, 4);
+      return;
+    }
+    case WeightType::f16:
+      return put_half(p, random_half(random));
+    case WeightType::q4_1:
+      put_half(p + 2, random_half(random));
+      return put_half(p, random_half(random));
+    case WeightType::q6_k:
+      return put_half(p + 208, random_half(random));
+    case WeightType::q4_0:
+    case WeightType::q8_0:
+    case WeightType::q1_0:
+      return put_half(p, random_half(random));
+  }
+}
+
+struct Matrix {
+  Aligned<std::byte> source;
+  Aligned<std::byte> packed;
+  PackedMatrix w;
+  std::vector<oracle::Row> rows;
+};
+
+void pack(const Kernels& kernels, const Matrix& m, Aligned<std::byte>& out) {
+  const int64_t row_bytes = packed_row_bytes(m.w.type, m.w.cols);
+  for (int g = 0; g < n_groups(m.w.rows); ++g) {
+    kernels.weight[static_cast<int>(m.w.type)].pack_group(
+        m.source.get() + g * kGroupRows * row_bytes, row_bytes,
+        std::min(kGroupRows, m.w.rows - g * kGroupRows), m.w.cols,
+        out.get() + g * packed_group_bytes(m.w.type, m.w.cols));
+  }
+}
+
+Matrix make_matrix(WeightType type, int rows, int cols, Random& random) {
+  const int64_t row_bytes = packed_row_bytes(type, cols);
+  Matrix m{Aligned<std::byte>(rows * row_bytes),
+           Aligned<std::byte>(n_groups(rows) * packed_group_bytes(type, cols)),
+           {},
+           {}};
+  const int block_bytes = info(type).block_bytes;
+  for (int64_t i = 0; i < m.source.size(); i += block_bytes) {
+    random_block(type, random, m.source.get() + i);
+  }
+  m.w = {type, rows, cols, m.packed.get()};
+  pack(scalar(), m, m.packed);
+  for (int r = 0; r < rows; ++r) {
+    m.rows.push_back(oracle::decode_row(type, m.source.get() + r * row_bytes, cols));
+  }
+  return m;
+}
+
+struct Activations {
+  Aligned<float> x, d;
+  Aligned<int8_t> q;
+  Aligned<int32_t> sums;
+  Aligned<int16_t> sums16;
+  ActRows rows;
+};
+
+Activations make_activations(int n_rows, int cols, int block, Random& random) {
+  const int64_t n = int64_t{n_rows} * cols;
+  const bool quantized = block != 0;
+  Activations a{Aligned<float>(n),
+                Aligned<float>(quantized ? n / block : 0),
+                Aligned<int8_t>(quantized ? n : 0),
+                Aligned<int32_t>(quantized ? n / block : 0),
+                Aligned<int16_t>(quantized ? n / 16 : 0),
+                {}};
+  const float scale = std::ldexp(1.0f, static_cast<int>(random() % 24) - 12);
+  for (int64_t i = 0; i < n; ++i) a.x[i] = random_normal(random) * scale;
+  if (!quantized) return a;
+  // Now and then a block of zeros, of extremes, or one that is not finite.
+  for (int64_t b = 0; b < n / block; ++b) {
+    const unsigned kind = random() % 64;
+    if (kind == 1) a.x[b * block + random() % static_cast<unsigned>(block)] = std::nanf("");
+    for (int64_t i = b * block; kind > 1 && kind < 4 && i < (b + 1) * block; ++i) {
+      a.x[i] = kind == 2 ? 0.0f : random() % 2 ? scale : -scale;
+    }
+  }
+  for (int t = 0; t < n_rows; ++t) {
+    const int64_t row = int64_t{t} * cols;
+    scalar().quantize(a.x.get() + row, cols, block, a.q.get() + row, a.d.get() + row / block,
+                      a.sums.get() + row / block, a.sums16.get() + row / 16);
+  }
+  a.rows = {n_rows, cols, block, a.q.get(), a.d.get(), a.sums.get(), a.sums16.get()};
+  return a;
+}
+
+// Outputs between guards: ldy is larger than the rows, and so is the buffer.
+struct Output {
+  int rows, n_rows;
+  int64_t ldy;
+  Aligned<float> y;
+
+  Output(int rows, int n_rows)
+      : rows(rows), n_rows(n_rows), ldy(rows + 3), y(16 + ldy * n_rows + 16) {
+    for (int64_t i = 0; i < y.size(); ++i) y[i] = float_of(kGuard);
+  }
+  float* begin() { return y.get() + 16; }
+  float at(int t, int r) const { return y[16 + t * ldy + r]; }
+  void set_old(Random& random) {
+    for (int t = 0; t < n_rows; ++t) {
+      for (int r = 0; r < rows; ++r) begin()[t * ldy + r] = random_normal(random);
+    }
+  }
+  // Everything but rows [first, last) still holds the guard.
+  bool untouched_outside(int first, int last) const {
+    for (int64_t i = 0; i < y.size(); ++i) {
+      const int64_t at = i - 16;
+      const bool inside = at >= 0 && at < ldy * n_rows && at % ldy >= first && at % ldy < last;
+      if (!inside && bits_of(y[i]) != kGuard) return false;
+    }
+    return true;
+  }
+};
+
+struct Case {
+  WeightType type;
+  int rows, cols, n_rows, act_block;  // act_block 0: the float path
+  bool add;
+};
+
+MatmulArgs arguments(const Case& c, const Matrix& m, const Activations& a, Output& out,
+                     Aligned<float>& scratch) {
+  MatmulArgs args;
+  args.w = &m.w;
+  args.group_end = n_groups(c.rows);
+  args.a = a.rows;
+  args.x = a.x.get();
+  args.n_rows = c.n_rows;
+  args.y = out.begin();
+  args.ldy = out.ldy;
+  args.add = c.add;
+  args.scratch = scratch.get();
+  return args;
+}
+
+void call(const Kernels& kernels, const Case& c, const MatmulArgs& args) {
+  const WeightKernels& slot = kernels.weight[static_cast<int>(c.type)];
+  (c.act_block == 0 ? slot.matmul_f32 : slot.matmul)(args);
+}
+
+void check_oracle(const Case& c, const Matrix& m, const Activations& a, const Output& old,
+                  const Output& out) {
+  for (int t = 0; t < c.n_rows; ++t) {
+    const int64_t row = int64_t{t} * c.cols;
+    for (int r = 0; r < c.rows; ++r) {
+      const oracle::Row& w = m.rows[static_cast<size_t>(r)];
+      oracle::Product p = c.act_block == 0
+                              ? oracle::float_dot(w, a.x.get() + row)
+                              : oracle::quantized_dot(w, a.q.get() + row,
+                                                      a.d.get() + row / c.act_block, c.act_block);
+      if (c.add) {
+        p.value += old.at(t, r);
+        p.bound += (std::fabs(p.value) + p.bound) * oracle::kHalfUlp;
+      }
+      if (p.value != p.value) {
+        ASSERT_NE(out.at(t, r), out.at(t, r)) << "row " << r << " token " << t;
+      } else {
+        ASSERT_LE(std::fabs(out.at(t, r) - p.value), p.bound)
+            << out.at(t, r) << " for " << p.value << ", row " << r << " token " << t;
+      }
+    }
+  }
+}
+
+void check_same(const Output& a, const Output& b) {
+  for (int t = 0; t < a.n_rows; ++t) {
+    for (int r = 0; r < a.rows; ++r) {
+      ASSERT_TRUE(same_bits(a.at(t, r), b.at(t, r)))
+          << a.at(t, r) << " and " << b.at(t, r) << ", row " << r << " token " << t;
+    }
+  }
+}
+
+void run_case(const Case& c, unsigned seed) {
+  SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
+                                  << " n_rows " << c.n_rows << " act " << c.act_block << " add "
+                                  << c.add);
+  Random random(seed);
+  const Matrix m = make_matrix(c.type, c.rows, c.cols, random);
+  const Activations a = make_activations(c.n_rows, c.cols, c.act_block, random);
+  Aligned<float> scratch(c.cols);
+  Output old(c.rows, c.n_rows);
+  if (c.add) old.set_old(random);
+  Output reference(c.rows, c.n_rows);
+  std::memcpy(reference.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
+  call(scalar(), c, arguments(c, m, a, reference, scratch));
+  check_oracle(c, m, a, old, reference);
+  ASSERT_TRUE(reference.untouched_outside(0, c.rows));
+  for (const Isa* isa : supported_isas()) {
+    SCOPED_TRACE(isa->name);
+    Output out(c.rows, c.n_rows);
+    if (c.add) std::memcpy(out.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
+    // Two calls on a random split of the groups; nothing outside each part may change.
+    MatmulArgs args = arguments(c, m, a, out, scratch);
+    const int split = static_cast<int>(random() % static_cast<unsigned>(args.group_end + 1));
+    args.group_begin = split;
+    call(kernels_of(*isa), c, args);
+    if (!c.add) ASSERT_TRUE(out.untouched_outside(split * kGroupRows, c.rows));
+    args.group_begin = 0;
+    args.group_end = split;
+    call(kernels_of(*isa), c, args);
+    ASSERT_TRUE(out.untouched_outside(0, c.rows));
+    check_same(reference, out);
+  }
+}
+
+// Several blocks, ragged where a block is a single value.
+std::vector<int> columns_of(WeightType type) {
+  const int values = info(type).block_values;
+  if (values == 1) return {1, 15, 16, 17, 40, 300, 513};
+  return {values, 2 * values, 3 * values, 5 * values};
+}
+
+// 0 is the float path, which every type has; q1_0 takes 128, and 32 in the down projection.
+std::vector<int> act_blocks_of(WeightType type) {
+  const int block = info(type).act_block;
+  if (block == 0) return {0};
+  if (block == 32) return {0, 32};
+  return {0, 32, block};
+}
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  const std::vector<int> tokens = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
+                                   12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 64};
+  for (int i = 0; i < kNumWeightTypes; ++i) {
+    const auto type = static_cast<WeightType>(i);
+    const std::vector<int> columns = columns_of(type);
+    size_t turn = 0;
+    for (const int act_block : act_blocks_of(type)) {
+      for (int rows = 1; rows <= 50; ++rows) {
+        for (const int n_rows : tokens) {
+          cases.push_back({type, rows, columns[turn % columns.size()], n_rows, act_block,
+                           turn / columns.size() % 2 == 1});
+          ++turn;
+        }
+        turn += static_cast<size_t>(rows) % 3;  // so that every pair meets
+      }
+    }
+  }
+  return cases;
+}
+
+TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
+  const std::vector<Case> cases = all_cases();
+  const auto step = static_cast<size_t>(sample_every());
+  int paths = 0;
+  for (int i = 0; i < kNumWeightTypes; ++i) {
+    paths += static_cast<int>(act_blocks_of(static_cast<WeightType>(i)).size());
+  }
+  ASSERT_EQ(cases.size(), static_cast<size_t>(paths) * 50 * 22);
+  size_t executed = 0;
+  for (size_t i = 0; i < cases.size(); i += step) {
+    run_case(cases[i], static_cast<unsigned>(i) + 1);
+    if (HasFatalFailure()) return;
+    ++executed;
+  }
+  EXPECT_EQ(executed, (cases.size() + step - 1) / step);
+  std::printf("matmul: %zu of %zu cases x %zu instruction sets\n", executed, cases.size(),
+              supported_isas().size());
+}
+
+TEST(Weights, PackingIsTheSameAndUnpacksExactly) {
+  int executed = 0;
+  for (int i = 0; i < kNumWeightTypes; ++i) {
+    const auto type = static_cast<WeightType>(i);
+    for (const int cols : columns_of(type)) {
+      for (int rows = 1; rows <= 50; ++rows) {
+        Random random(static_cast<unsigned>(rows * 1000 + cols));
+        const Matrix m = make_matrix(type, rows, cols, random);
+        for (const Isa* isa : supported_isas()) {
+          const Kernels& kernels = kernels_of(*isa);
+          Aligned<std::byte> packed(m.packed.size() + 64);
+          std::memset(packed.get(), 0xa5, static_cast<size_t>(packed.size()));
+          pack(kernels, m, packed);
+          ASSERT_EQ(std::memcmp(packed.get(), m.packed.get(), static_cast<size_t>(m.packed.size())),
+                    0)
+              << isa->name << " " << info(type).name << " rows " << rows << " cols " << cols;
+          for (int64_t k = m.packed.size(); k < packed.size(); ++k) {
+            ASSERT_EQ(packed[k], std::byte{0xa5});
+          }
+          for (int r = 0; r < rows; ++r) {
+            std::vector<float> out(static_cast<size_t>(cols) + 1, float_of(kGuard));
+            kernels.weight[i].unpack_row(m.w, r, out.data());
+            for (size_t c = 0; c + 1 < out.size(); ++c) {
+              const oracle::Row& w = m.rows[static_cast<size_t>(r)];
+              const float product = static_cast<float>(w.product[c]);
+              const float expected = static_cast<float>(product + w.minimum[c]);
+              ASSERT_EQ(expected, out[c]) << isa->name << " " << info(type).name << " row " << r;
+            }
+            ASSERT_EQ(bits_of(out.back()), kGuard);
+          }
+          ++executed;
+        }
+      }
+    }
+  }
+  size_t expected = 0;
+  for (int i = 0; i < kNumWeightTypes; ++i) {
+    expected += columns_of(static_cast<WeightType>(i)).size() * 50 * supported_isas().size();
+  }
+  EXPECT_EQ(static_cast<size_t>(executed), expected);
+  std::printf("packing: %d cases\n", executed);
+}
+
+// ---- activations
+
+// Rule 3 once more, from its words.
+void check_quantized(const std::vector<float>& x, int block, const int8_t* q, const float* d,
+                     const int32_t* sums, const int16_t* sums16) {
+  for (size_t begin = 0; begin < x.size(); begin += static_cast<size_t>(block)) {
+    const size_t b = begin / static_cast<size_t>(block);
+    float absmax = 0;
+    bool finite = true;
+    for (size_t i = begin; i < begin + static_cast<size_t>(block); ++i) {
+      finite = finite && std::isfinite(x[i]);
+      absmax = std::max(absmax, std::fabs(x[i]));
+    }
+    const bool zero = finite && absmax < 0x1p-100f;
+    if (!finite) {
+      ASSERT_TRUE(std::isnan(d[b]));
+    } else {
+      ASSERT_EQ(d[b], zero ? 0.0f : absmax / 127.0f);
+    }
+    int sum = 0;
+    for (size_t i = begin; i < begin + static_cast<size_t>(block); ++i) {
+      const bool empty = zero || !finite;
+      const float code = empty ? 0.0f : std::nearbyint(x[i] / d[b]);
+      ASSERT_EQ(static_cast<float>(q[i]), std::clamp(code, -127.0f, 127.0f)) << x[i];
+      sum += q[i];
+      if (i % 16 == 15) {
+        int part = 0;
+        for (size_t k = i - 15; k <= i; ++k) part += q[k];
+        ASSERT_EQ(sums16[i / 16], part);
+      }
+    }
+    ASSERT_EQ(sums[b], sum);
+  }
+}
+
+std::vector<float> special_row(Random& random, int kind, int n) {
+  std::vector<float> x(static_cast<size_t>(n));
+  for (float& v : x) {
+    switch (kind % 8) {
+      case 0:
+        v = random_normal(random);
+        break;
+      case 1:
+        v = static_cast<float>(static_cast<int>(random() % 255) - 127) + 0.5f;  // ties
+        break;
+      case 2:
+        v = float_of(static_cast<uint32_t>(random()));  // any bits
+        break;
+      case 3:
+        v = float_of(static_cast<uint32_t>(random()) & 0x807fffffu);  // subnormal
+        break;
+      case 4:
+        v = random() % 2 ? 0x1p-100f : -0x1p-101f;
+        break;
+      case 5:
+        v = std::nextafter(0x1p-100f, 0.0f) * (random() % 2 ? 1.0f : -1.0f);
+        break;
+      case 6:
+        v = float_of((static_cast<uint32_t>(random()) & 0x807fffffu) | 0x7f000000u);  // huge
+        break;
+      case 7:
+        v = random() % 2 ? 0.0f : -0.0f;
+        break;
+    }
+  }
+  if (kind % 8 == 1) x[random() % x.size()] = -127.0f;  // d = 1
+  if (kind % 24 == 8) x[random() % x.size()] = INFINITY;
+  if (kind % 24 == 16) x[random() % x.size()] = -std::nanf("1");
+  return x;
+}
+
+TEST(Rows, QuantizeFollowsRule3) {
+  int executed = 0;
+  const int kinds = std::max(24, 2400 / sample_every());
+  for (const int block : {16, 32, 64, 128, 256}) {
+    for (int kind = 0; kind < kinds; ++kind) {
+      Random random(static_cast<unsigned>(kind * 1000 + block));
+      const int n = block * (1 + kind % 3);
+      const std::vector<float> x = special_row(random, kind, n);
+      for (const Isa* isa : supported_isas()) {
+        SCOPED_TRACE(testing::Message() << isa->name << " block " << block << " kind " << kind);
+        Aligned<int8_t> q(n);
+        Aligned<float> d(n / block);
+        Aligned<int32_t> sums(n / block);
+        Aligned<int16_t> sums16(n / 16);
+        kernels_of(*isa).quantize(x.data(), n, block, q.get(), d.get(), sums.get(), sums16.get());
+        check_quantized(x, block, q.get(), d.get(), sums.get(), sums16.get());
+        if (HasFatalFailure()) return;
+        ++executed;
+      }
+    }
+  }
+  EXPECT_EQ(static_cast<size_t>(executed), 5u * kinds * supported_isas().size());
+  std::printf("quantize: %d rows\n", executed);
+}
+
+// ---- exp, SiLU, RMSNorm
+
+double ulps(float got, double want) {
+  const float nearest = static_cast<float>(want);
+  const float step = std::nextafter(std::fabs(nearest), INFINITY) - std::fabs(nearest);
+  return std::fabs(got - want) / step;
+}
+
+TEST(Rows, ExpIsWithinTwoUlp) {
+  double worst = 0;
+  int64_t executed = 0;
+  const uint32_t step = 499u * static_cast<uint32_t>(sample_every());
+  for (const uint32_t sign : {0u, 0x80000000u}) {
+    const uint32_t last = bits_of(sign == 0 ? kExpHighest : -kExpLowest);
+    for (uint32_t bits = 0x2f000000u; bits <= last; bits += step) {
+      const float x = float_of(bits | sign);
+      worst = std::max(worst, ulps(exp_f32(x), std::exp(static_cast<double>(x))));
+      ++executed;
+    }
+  }
+  EXPECT_LE(worst, 2.0);
+  EXPECT_EQ(bits_of(exp_f32(0.0f)), bits_of(1.0f));
+  EXPECT_EQ(bits_of(exp_f32(-0.0f)), bits_of(1.0f));
+  EXPECT_EQ(bits_of(exp_f32(-INFINITY)), 0u);
+  EXPECT_EQ(bits_of(exp_f32(std::nextafter(-87.0f, -100.0f))), 0u);
+  EXPECT_EQ(exp_f32(INFINITY), INFINITY);
+  EXPECT_EQ(exp_f32(std::nextafter(88.0f, 100.0f)), INFINITY);
+  EXPECT_TRUE(std::isnan(exp_f32(std::nanf(""))));
+  std::printf("exp: %lld values, worst error %.3f ulp\n", static_cast<long long>(executed), worst);
+}
+
+TEST(Rows, SiluIsTheSameBitsAndClose) {
+  constexpr int kBatch = 1000;
+  const int batches = std::max(1, 8000 / sample_every());
+  Random random(7);
+  std::vector<float> gate(kBatch), up(kBatch), expected(kBatch), out(kBatch + 1);
+  double worst = 0;
+  for (int batch = 0; batch < batches; ++batch) {
+    for (int i = 0; i < kBatch; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const auto bits = static_cast<uint32_t>(random());
+      // Half of them any bits, half where exp is neither 0 nor 1.
+      gate[at] =
+          batch % 2 ? float_of(bits) : static_cast<float>(static_cast<int32_t>(bits)) * 0x1p-24f;
+      up[at] = batch % 4 < 2 ? 1.0f : random_normal(random);
+      expected[at] = silu_f32(gate[at]) * up[at];
+      if (batch % 4 == 0 && gate[at] > -80.0f) {
+        const double x = gate[at];
+        if (x != 0) worst = std::max(worst, ulps(expected[at], x / (1 + std::exp(-x))));
+      }
+    }
+    const int n = kBatch - batch % 17;
+    for (const Isa* isa : supported_isas()) {
+      std::fill(out.begin(), out.end(), float_of(kGuard));
+      kernels_of(*isa).silu_mul(gate.data(), up.data(), n, out.data());
+      for (int i = 0; i <= kBatch; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const float want = i < n ? expected[at] : float_of(kGuard);
+        ASSERT_TRUE(same_bits(out[at], want)) << isa->name << " silu(" << gate[at] << ")";
+      }
+      std::vector<float> alias = gate;
+      kernels_of(*isa).silu_mul(alias.data(), up.data(), n, alias.data());
+      for (int i = 0; i < n; ++i) {
+        ASSERT_TRUE(same_bits(alias[static_cast<size_t>(i)], expected[static_cast<size_t>(i)]));
+      }
+    }
+  }
+  EXPECT_LE(worst, 5.0);
+  std::printf("silu: %d values x %zu instruction sets, worst error %.3f ulp\n", batches * kBatch,
+              supported_isas().size(), worst);
+}
+
+TEST(Rows, RmsNormIsTheSameBitsAndClose) {
+  int executed = 0;
+  for (int n = 1; n <= 300; ++n) {
+    Random random(static_cast<unsigned>(n));
+    const auto size = static_cast<size_t>(n);
+    std::vector<float> x(size), w(size), expected(size);
+    double squares = 0;
+    for (size_t i = 0; i < size; ++i) {
+      x[i] = random_normal(random) * (n % 7 == 0 ? 1e-3f : 10.0f);
+      w[i] = random_normal(random);
+      squares += static_cast<double>(x[i]) * x[i];
+    }
+    const float eps = n % 2 ? 1e-6f : 1e-5f;
+    const double r = 1 / std::sqrt(squares / n + static_cast<double>(eps));
+    scalar().rms_norm(x.data(), w.data(), n, eps, expected.data());
+    for (size_t i = 0; i < size; ++i) {
+      const double want = x[i] * r * w[i];
+      ASSERT_LE(std::fabs(expected[i] - want), std::fabs(want) * (n / 16.0 + 12) * 0x1p-24);
+    }
+    for (const Isa* isa : supported_isas()) {
+      std::vector<float> out(size + 1, float_of(kGuard)), alias = x;
+      kernels_of(*isa).rms_norm(x.data(), w.data(), n, eps, out.data());
+      kernels_of(*isa).rms_norm(alias.data(), w.data(), n, eps, alias.data());
+      for (size_t i = 0; i < size; ++i) {
+        ASSERT_TRUE(same_bits(out[i], expected[i])) << isa->name << " n " << n;
+        ASSERT_TRUE(same_bits(alias[i], expected[i])) << isa->name << " n " << n;
+      }
+      ASSERT_EQ(bits_of(out.back()), kGuard);
+      ++executed;
+    }
+  }
+  EXPECT_EQ(static_cast<size_t>(executed), 300 * supported_isas().size());
+  std::printf("rms_norm: %d rows\n", executed);
+}
+
+}  // namespace
+}  // namespace bantam
