@@ -168,6 +168,7 @@ struct CodecOf<KvType::iq4_nl> : CodecIq4Nl {};
 // Float types: one value at a time.
 struct FloatF32 {
   static constexpr int bytes = 4;
+  static constexpr bool brain = false;
   static float load(const std::byte* p) {
     float x;
     __builtin_memcpy(&x, p, 4);
@@ -177,6 +178,7 @@ struct FloatF32 {
 };
 struct FloatF16 {
   static constexpr int bytes = 2;
+  static constexpr bool brain = false;
   static float load(const std::byte* p) {
     uint16_t h;
     __builtin_memcpy(&h, p, 2);
@@ -189,6 +191,7 @@ struct FloatF16 {
 };
 struct FloatBf16 {
   static constexpr int bytes = 2;
+  static constexpr bool brain = true;
   static float load(const std::byte* p) {
     uint16_t h;
     __builtin_memcpy(&h, p, 2);

@@ -1,0 +1,271 @@
+// The KV cache and attention: every K type x V type x head size x instruction set, composed as the backend composes them,
+// against a double-precision oracle that reads the tile bytes by itself, and bit for bit against scalar.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "tests/support/attend_compose.h"
+#include "tests/support/oracle_attend.h"
+
+namespace bantam {
+namespace {
+
+bool sampled() { return std::getenv("BANTAM_SAMPLE") != nullptr; }
+
+uint32_t seed() {
+  const char* given = std::getenv("BANTAM_SEED");
+  return given != nullptr ? static_cast<uint32_t>(std::strtoul(given, nullptr, 10)) : 20261123u;
+}
+
+std::vector<const Isa*> isas() {
+  std::vector<const Isa*> out;
+  for (const Isa& isa : all_isas()) {
+    if (isa.supported()) out.push_back(&isa);
+  }
+  return out;
+}
+
+// Against an oracle with the same roundings; what lies within float error of a rounding tie is taken out by the oracle.
+constexpr double kSameRounding = 1e-9;
+
+// NMSE against attention over the unrounded rows: twice the figures measured for these formats
+// (N(0,1) rows, head size 128), K and V errors added.
+double type_error(KvType type) {
+  switch (type) {
+    case KvType::f32:
+      return 1e-11;
+    case KvType::f16:
+      return 2e-7;
+    case KvType::bf16:
+      return 1.2e-5;
+    case KvType::q8_0:
+      return 2.6e-4;
+    case KvType::q5_1:
+    case KvType::q5_0:
+      return 1.8e-2;
+    case KvType::q4_1:
+    case KvType::q4_0:
+    case KvType::iq4_nl:
+      return 6e-2;
+  }
+  return 0;
+}
+
+// What rounding the weights to u8 costs on random rows: with a minimum the codes are all positive and carry a mean
+// that the rounding does not cancel (worst seen 7e-4 and 6e-5; limits at three times that).
+double u8_error(KvType v) { return info(v).has_minimum ? 2e-3 : 2e-4; }
+
+TEST(Attend, EveryPairOfTypesAndIsaMatchesTheOracle) {
+  std::mt19937 random(seed());
+  std::printf("seed %u\n", seed());
+  const std::vector<int> lengths = sampled() ? std::vector<int>{33, 257} : std::vector<int>{1, 31, 64, 255, 257, 600};
+  const std::vector<const Isa*> tables = isas();
+  int executed = 0, expected = 0;
+  double worst_decoded = 0, worst_rounding = 0;
+  for (int head_dim : {64, 128}) {
+    for (int k = 0; k < kNumKvTypes; ++k) {
+      for (int v = 0; v < kNumKvTypes; ++v) {
+        for (int length : lengths) {
+          const KvType type_k = static_cast<KvType>(k), type_v = static_cast<KvType>(v);
+          const int group = 1 + (k + v + length) % 4;
+          const int n_rows = 1 + (k * 3 + v + length) % 3 > length ? 1 : 1 + (k * 3 + v + length) % 3;
+          const AttendCase c = make_attend_case(type_k, type_v, head_dim, length, n_rows, group, random);
+          expected += static_cast<int>(tables.size());
+          std::vector<float> scalar;
+          for (const Isa* isa : tables) {
+            const AttendRun run = run_attend(kernels_of(*isa), c);
+            ASSERT_TRUE(run.guards_intact) << isa->name;
+            if (scalar.empty()) {
+              scalar = run.out;
+              const OracleErrors e = oracle_errors(c, run);
+              worst_decoded = std::max(worst_decoded, e.same_rounding);
+              worst_rounding = std::max(worst_rounding, e.decoded);
+              ASSERT_LE(e.same_rounding, kSameRounding) << info(type_k).name << "/" << info(type_v).name << " hd "
+                                               << head_dim << " length " << length;
+              ASSERT_LE(e.decoded, u8_error(type_v)) << info(type_k).name << "/" << info(type_v).name;
+              ASSERT_LE(e.unquantized, 1e-4 + type_error(type_k) + type_error(type_v))
+                  << info(type_k).name << "/" << info(type_v).name;
+            }
+            ASSERT_EQ(0, std::memcmp(scalar.data(), run.out.data(), scalar.size() * sizeof(float)))
+                << isa->name << " differs from scalar: " << info(type_k).name << "/" << info(type_v).name
+                << " hd " << head_dim << " length " << length << " rows " << n_rows << " group " << group;
+            ++executed;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, expected);
+  EXPECT_EQ(executed, 2 * 81 * static_cast<int>(lengths.size() * tables.size()));
+  std::printf("attention: %d cases (81 pairs x 2 head sizes x %zu lengths x %zu instruction sets), worst NMSE "
+              "%.2g with the same rounding, %.2g on the decoded bytes\n",
+              executed, lengths.size(), tables.size(), worst_decoded, worst_rounding);
+}
+
+TEST(Attend, OtherHeadSizesAndGroups) {
+  std::mt19937 random(seed() + 1);
+  int executed = 0;
+  for (int head_dim : {32, 96, 160, 192, 224, 256}) {
+    for (int type = 0; type < kNumKvTypes; ++type) {
+      for (int group : {1, 5, 8}) {
+        const KvType k = static_cast<KvType>(type), v = static_cast<KvType>((type + group) % kNumKvTypes);
+        const AttendCase c = make_attend_case(k, v, head_dim, 70 + group, 2, group, random);
+        std::vector<float> scalar;
+        for (const Isa* isa : isas()) {
+          const AttendRun run = run_attend(kernels_of(*isa), c);
+          ASSERT_TRUE(run.guards_intact);
+          if (scalar.empty()) {
+            scalar = run.out;
+            ASSERT_LE(oracle_errors(c, run).same_rounding, kSameRounding) << info(k).name << "/" << info(v).name;
+          }
+          ASSERT_EQ(0, std::memcmp(scalar.data(), run.out.data(), scalar.size() * sizeof(float)))
+              << isa->name << " " << info(k).name << "/" << info(v).name << " hd " << head_dim;
+          ++executed;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, 6 * kNumKvTypes * 3 * static_cast<int>(isas().size()));
+}
+
+TEST(Store, OrderDoesNotMatterAndEraseLeavesZeros) {
+  std::mt19937 random(seed() + 2);
+  std::normal_distribution<float> normal;
+  for (const Isa* isa : isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    for (int type = 0; type < kNumKvTypes; ++type) {
+      for (int head_dim : {32, 64, 128, 160}) {
+        const int64_t bytes = int64_t{kKvTypes[type].bytes_per_32} * head_dim;
+        std::vector<float> rows(static_cast<size_t>(32 * head_dim));
+        for (float& x : rows) x = normal(random);
+        for (bool keys : {true, false}) {
+          const KvKernels& kv = kernels.kv[type];
+          const auto store = keys ? kv.store_k : kv.store_v;
+          std::vector<std::byte> up(static_cast<size_t>(bytes)), down(up), part(up);
+          for (int pos = 0; pos < 32; ++pos) store(&rows[static_cast<size_t>(pos * head_dim)], head_dim, pos, up.data());
+          for (int pos = 31; pos >= 0; --pos) store(&rows[static_cast<size_t>(pos * head_dim)], head_dim, pos, down.data());
+          ASSERT_EQ(up, down) << kKvTypes[type].name;
+          for (int pos = 0; pos < 13; ++pos) store(&rows[static_cast<size_t>(pos * head_dim)], head_dim, pos, part.data());
+          (keys ? kv.erase_k : kv.erase_v)(head_dim, 13, up.data());
+          ASSERT_EQ(up, part) << kKvTypes[type].name << " erase";
+          (keys ? kv.erase_k : kv.erase_v)(head_dim, 0, up.data());
+          ASSERT_EQ(up, std::vector<std::byte>(static_cast<size_t>(bytes)));
+        }
+      }
+    }
+  }
+}
+
+TEST(Store, ScalarAndVectorBytesAreEqualForHostileRows) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> values = {0.0f, -0.0f, 1e-42f, -1e-30f, 1.0f, -1.0f, 65504.0f, 1e10f, -3e38f, inf, nan};
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    for (float a : values) {
+      for (float b : values) {
+        std::vector<float> row(64, a);
+        row[7] = b;
+        row[40] = -b;
+        std::vector<std::byte> first;
+        for (const Isa* isa : isas()) {
+          std::vector<std::byte> tile(static_cast<size_t>(kKvTypes[type].bytes_per_32) * 64);
+          kernels_of(*isa).kv[type].store_k(row.data(), 64, 5, tile.data());
+          if (first.empty()) first = tile;
+          ASSERT_EQ(first, tile) << isa->name << " " << kKvTypes[type].name << " " << a << " " << b;
+        }
+      }
+    }
+  }
+}
+
+TEST(Attend, InvisiblePositionsNeverCount) {
+  std::mt19937 random(seed() + 3);
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    const KvType t = static_cast<KvType>(type);
+    AttendCase c = make_attend_case(t, t, 64, 45, 1, 2, random);
+    const AttendRun clean = run_attend(kernels_of(*isas().back()), c);
+    c.garbage_after = true;  // NaN rows stored beyond the last visible position
+    for (const Isa* isa : isas()) {
+      const AttendRun dirty = run_attend(kernels_of(*isa), c);
+      ASSERT_EQ(0, std::memcmp(clean.out.data(), dirty.out.data(), clean.out.size() * sizeof(float)))
+          << isa->name << " " << info(t).name;
+    }
+  }
+}
+
+TEST(Attend, ANanKeyMakesItsReadersNanOnly) {
+  std::mt19937 random(seed() + 4);
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    const KvType t = static_cast<KvType>(type);
+    AttendCase c = make_attend_case(t, t, 64, 40, 3, 1, random);
+    // The last key is seen by the last row alone.
+    for (int i = 0; i < 64; ++i) c.k[static_cast<size_t>(39 * 64 + i)] = std::nanf("");
+    for (const Isa* isa : isas()) {
+      const AttendRun run = run_attend(kernels_of(*isa), c);
+      for (int i = 0; i < 64; ++i) {
+        ASSERT_FALSE(std::isnan(run.out[static_cast<size_t>(64 + i)])) << isa->name << " " << info(t).name;
+        ASSERT_TRUE(std::isnan(run.out[static_cast<size_t>(128 + i)])) << isa->name << " " << info(t).name;
+      }
+    }
+  }
+}
+
+TEST(Rows, SoftmaxMergeRotateRopeAreTheSameBits) {
+  std::mt19937 random(seed() + 5);
+  std::normal_distribution<float> normal(0, 4);
+  const Kernels& scalar = kernels_of(all_isas()[0]);
+  for (const Isa* isa : isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    for (int n = 1; n <= 256; ++n) {
+      std::vector<float> a(256), b;
+      for (float& x : a) x = normal(random);
+      b = a;
+      float m1 = 0, l1 = 0, m2 = 0, l2 = 0;
+      scalar.softmax_page(a.data(), n, &m1, &l1);
+      kernels.softmax_page(b.data(), n, &m2, &l2);
+      ASSERT_EQ(a, b);
+      ASSERT_EQ(m1, m2);
+      ASSERT_EQ(l1, l2);
+      ASSERT_EQ(b[static_cast<size_t>(n % 256)], n % 256 == 0 ? b[0] : 0.0f);
+    }
+    for (int block : {32, 64, 128, 256}) {
+      std::vector<float> a(256), b;
+      for (float& x : a) x = normal(random);
+      b = a;
+      scalar.rotate(a.data(), 256, block);
+      kernels.rotate(b.data(), 256, block);
+      ASSERT_EQ(a, b) << isa->name << " block " << block;
+      double energy = 0, difference = 0;
+      const std::vector<float> once = b;
+      kernels.rotate(b.data(), 256, block);
+      kernels.rotate(b.data(), 256, block);
+      for (size_t i = 0; i < 256; ++i) {
+        energy += static_cast<double>(once[i]) * once[i];
+        difference += std::pow(static_cast<double>(once[i]) - b[i], 2);
+      }
+      ASSERT_LE(difference / energy, 1e-12) << "rotating twice gives the row back";
+    }
+    for (int head_dim : {32, 96, 128, 256}) {
+      std::vector<float> acc(static_cast<size_t>(head_dim)), page(acc), other, out1(acc), out2(acc);
+      for (float& x : acc) x = normal(random);
+      for (float& x : page) x = normal(random);
+      other = acc;
+      float m1 = 1.5f, l1 = 3.0f, m2 = 1.5f, l2 = 3.0f;
+      scalar.merge(head_dim, &m1, &l1, acc.data(), 2.25f, 7.0f, page.data());
+      kernels.merge(head_dim, &m2, &l2, other.data(), 2.25f, 7.0f, page.data());
+      ASSERT_EQ(acc, other);
+      ASSERT_EQ(l1, l2);
+      scalar.finish(head_dim, acc.data(), l1, out1.data());
+      kernels.finish(head_dim, acc.data(), l1, out2.data());
+      ASSERT_EQ(out1, out2);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bantam
