@@ -218,15 +218,21 @@ void matmul_q6_k_avx512(const MatmulArgs& args) {
 
 // ---- float activations
 
+inline __mmask16 tail_mask(int n) {
+  return n >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << n) - 1);
+}
+
 template <int T>
 inline void dot_rows(const MatmulArgs& args, const float* w, int row, int t0) {
   const int n = args.w->cols;
   __m512 lanes[T];
   for (int t = 0; t < T; ++t) lanes[t] = _mm512_setzero_ps();
   for (int c = 0; c < n; c += 16) {
-    const __m512 x = _mm512_loadu_ps(w + c);
+    const __mmask16 mask = tail_mask(n - c);
+    const __m512 x = _mm512_maskz_loadu_ps(mask, w + c);
     for (int t = 0; t < T; ++t) {
-      lanes[t] = _mm512_fmadd_ps(x, _mm512_loadu_ps(args.x + int64_t{t0 + t} * n + c), lanes[t]);
+      const __m512 a = _mm512_maskz_loadu_ps(mask, args.x + int64_t{t0 + t} * n + c);
+      lanes[t] = _mm512_mask3_fmadd_ps(x, a, lanes[t], mask);
     }
   }
   for (int t = 0; t < T; ++t) put_result(args, t0 + t, row, sum_lanes_avx512(lanes[t]));
@@ -245,10 +251,6 @@ void matmul_f32_avx512(const MatmulArgs& args) {
 }
 
 // ---- rows of floats; tails shorter than a vector are masked, absent lanes add nothing
-
-inline __mmask16 tail_mask(int n) {
-  return n >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << n) - 1);
-}
 
 void rms_norm_avx512(const float* x, const float* w, int n, float eps, float* y) {
   __m512 lanes = _mm512_setzero_ps();
