@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""`bantam chat`, `bench`, `info` and the links as a user calls them."""
+import json, os, sys
+sys.path[:0] = ["tests/support"]
+from harness import *
+
+code, out, err = run(["chat", "-p", "What is the capital of France?", "--temp", "0"])
+check("-p prints the answer and nothing else", (code, out) == (0, "The capital of France is Paris.\n"), (code, out, err[-200:]))
+code, out, err = run(["-p", "What is the capital of France?", "--temp", "0", "-st"], program="llama-cli")
+check("llama-cli", code == 0 and "Paris" in out, (code, out))
+code, out, err = run(["chat", "--temp", "0"], stdin="What is the capital of France?\n\n/regen\n/clear\nWhat is the capital of Denmark?\n")
+check("several lines, end of input", code == 0 and out.count("Paris") == 2 and "Copenhagen" in out, (code, out))
+code, out, err = run(["chat"], stdin="")
+check("end of input at once", code == 0, code)
+code, out, err = run(["chat"], stdin="/exit\n")
+check("/exit", code == 0, code)
+for question, words in (("What is the capital of France?", ["Paris"]), ("How many days are there in a week?", ["seven", "7"]),
+                        ("What color is the sky on a clear day?", ["blue"])):
+    code, out, err = run(["chat", "-m", SMOLLM2, "-p", question, "--temp", "0", "-n", "60"])
+    print("SmolLM2:", question, "->", out.strip())
+    check("SmolLM2 " + question, code == 0 and any(w.lower() in out.lower() for w in words), out)
+code, out, err = run(["bench", "-p", "32", "-n", "4", "-d", "0,300", "-r", "2", "-o", "json", "-ctk", "f16,q8_0", "-ctv", "q4_0"])
+rows = json.loads(out) if code == 0 else []
+keys = "n_prompt n_gen n_depth type_k type_v n_threads avg_ts stddev_ts samples_ts model_filename".split()
+check("bench rows", len(rows) == 8, (code, len(rows), err[-300:]))
+check("bench keys", bool(rows) and all(k in r for r in rows for k in keys), rows[:1])
+check("bench speeds", bool(rows) and all(r["avg_ts"] > 0 for r in rows))
+code, out, err = run(["-p", "16", "-n", "0", "-r", "1"], program="llama-bench")
+check("llama-bench md", code == 0 and "pp16" in out and "GB/s" in out, (code, out, err))
+code, out, err = run(["info", "-m", TINY, "-c", "512", "-ctk", "q4_0", "-ctv", "f16"])
+check("info", code == 0 and "q4_0" in out and "memory" in out, out)
+code, out, err = run(["info", "--json"])
+check("info --json", code == 0 and isinstance(json.loads(out), dict), out[:200])
+for program in ("llama-server", "llama-cli", "llama-bench"):
+    check("link " + program, os.path.islink(f"{BIN}/{program}"))
+    code, out, err = run(["--help"], program=program)
+    check(program + " --help", code == 0 and "-ctk" in out, code)
+code, out, err = run(["--version"])
+check("--version", code == 0 and "avx512" in out + "avx512" and "bantam" in out, out)
+finish()

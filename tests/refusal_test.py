@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Anything wrong gets one clear sentence and the right exit code; any signal fails. Every K x V pair really runs."""
+import os, struct, sys, tempfile
+sys.path[:0] = ["tests/support"]
+from harness import *
+
+tiny = open(TINY, "rb").read()
+folder = tempfile.mkdtemp()
+TYPES = "f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl".split()
+
+
+def write(name, data):
+    path = os.path.join(folder, name)
+    with open(path, "wb") as f:
+        f.write(data)
+    return path
+
+
+def refuses(name, args, code, *words, env=None, program="bantam"):
+    got, out, err = run(args, env={"BANTAM_ISA": "", **(env or {})}, program=program)
+    lines = [l for l in err.splitlines() if l.startswith("error:")]
+    fine = got == code and len(lines) == 1 and all(w.lower() in err.lower() for w in words)
+    check(name, fine, f"exit {got} (expected {code}), stderr: {err[-300:]!r}")
+
+
+def model(name, data, *words):
+    refuses(name, ["info", "-m", write(name.replace(" ", "_").replace("/", "_"), data)], 2, *words)
+
+
+def patched(old, new, count=1):
+    assert old in tiny, old
+    return tiny.replace(old, new, count)
+
+
+def typed(value):  # the type id of blk.0.attn_q.weight: name, n_dims, two dims, type
+    at = tiny.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
+    return tiny[:at] + struct.pack("<I", value) + tiny[at + 4:]
+
+
+# ---- files
+refuses("missing file", ["info", "-m", "/nonexistent.gguf"], 2, "cannot open")
+refuses("directory", ["info", "-m", folder], 2, "not a regular file")
+model("empty file", b"", "empty")
+model("text file", b"hello, this is no model\n" * 20, "GGUF")
+model("short file", b"GGUF", "")
+model("version 1", tiny[:4] + struct.pack("<I", 1) + tiny[8:], "version")
+model("version 9", tiny[:4] + struct.pack("<I", 9) + tiny[8:], "version")
+model("big endian", tiny[:4] + struct.pack(">I", 3) + tiny[8:], "")
+model("tensor count", tiny[:8] + struct.pack("<Q", 1 << 60) + tiny[16:], "")
+model("key count", tiny[:16] + struct.pack("<Q", 1 << 60) + tiny[24:], "")
+for part in (30, 100, 1000, 5000, 20000, len(tiny) // 2, len(tiny) - 1):
+    model(f"cut at {part}", tiny[:part], "")
+model("other architecture", patched(b"qwen3", b"mamba").replace(b"qwen3.", b"mamba."), "mamba", "not supported")
+for type_id, name in ((10, "Q2_K"), (12, "Q4_K"), (20, "IQ4_NL"), (42, "Q2_0"), (30, "BF16"), (99, "99")):
+    model(f"weight type {name}", typed(type_id), name, "not supported")
+model("tensor renamed", patched(b"blk.3.ffn_up.weight", b"blk.3.ffn_uq.weight"), "blk.3.ffn_u")
+model("missing metadata", patched(b"qwen3.embedding_length", b"qwen3.embedding_lengtx"), "embedding_length")
+model("missing heads", patched(b"qwen3.attention.head_count\x04", b"qwen3.attention.head_counx\x04"), "head_count")
+model("wrong shape", patched(b"qwen3.feed_forward_length" + struct.pack("<II", 4, 768),
+                             b"qwen3.feed_forward_length" + struct.pack("<II", 4, 800)), "shape", "expected")
+model("zero layers", patched(b"qwen3.block_count" + struct.pack("<II", 4, 6), b"qwen3.block_count" + struct.pack("<II", 4, 0)), "block_count")
+model("many layers", patched(b"qwen3.block_count" + struct.pack("<II", 4, 6), b"qwen3.block_count" + struct.pack("<II", 4, 100000)), "block_count")
+refuses("other pre-tokenizer", ["chat", "-p", "x", "-m", write("pre", patched(b"qwen2", b"qwen9"))], 2, "qwen9", "not supported")
+refuses("other tokenizer", ["chat", "-p", "x", "-m", write("tok", patched(b"gpt2", b"llam"))], 2, "llam", "not supported")
+unreadable = write("unreadable", tiny)
+
+# ---- flags
+for command in ("serve", "chat", "bench", "logits", "info"):
+    refuses(f"{command}: unknown flag", [command, "--no-such-flag"], 2, "invalid argument", "--no-such-flag")
+    refuses(f"{command}: K type", [command, "-ctk", "q3_k"], 2, "Unsupported cache type", "q3_k")
+    refuses(f"{command}: threads 10000", [command, "-t", "10000"], 2, "10000")
+    refuses(f"{command}: threads 0", [command, "-t", "0"], 2, "0")
+refuses("V type", ["info", "-ctv", "Q8_0"], 2, "Unsupported cache type")
+refuses("no value", ["info", "-c"], 2, "-c")
+refuses("context word", ["info", "-c", "many"], 2, "-c")
+refuses("negative context", ["info", "-c", "-5"], 2, "-c")
+refuses("port", ["serve", "--port", "70000"], 2, "--port")
+refuses("slots", ["serve", "-np", "1000"], 2, "-np")
+refuses("host", ["serve", "--host", "no.such.host.invalid", "--port", "0"], 2, "bind")
+refuses("temperature", ["chat", "-p", "x", "--temp", "hot"], 2, "--temp")
+refuses("top-p", ["chat", "-p", "x", "--top-p", "7"], 2, "top_p")
+refuses("lora", ["serve", "--lora", "x.gguf"], 2, "not supported")
+refuses("mmproj", ["serve", "--mmproj", "x.gguf"], 2, "not supported")
+refuses("download", ["serve", "-hf", "some/repo"], 2, "")
+refuses("act i16", ["logits", "--tokens", "1", "--act", "i16"], 2, "i16")
+refuses("no tokens", ["logits"], 2, "tokens")
+refuses("token outside", ["logits", "--tokens", "1,99999"], 2, "99999")
+refuses("token word", ["logits", "--tokens", "1,two"], 2, "--tokens")
+refuses("bench list", ["bench", "-p", "1,,2"], 2, "-p")
+refuses("bench nothing", ["bench", "-p", "0", "-n", "0"], 2, "")
+refuses("bench output", ["bench", "-o", "xml"], 2, "xml")
+refuses("unknown command", ["dance"], 2, "dance")
+refuses("unknown ISA", ["info"], 2, "sse9", env={"BANTAM_ISA": "sse9"})
+refuses("memory too small", ["serve", "-c", "2048"], 2, "memory", env={"BANTAM_MEM_AVAILABLE_MIB": "11"})
+refuses("memory far too small", ["chat", "-p", "x"], 2, "memory", env={"BANTAM_MEM_AVAILABLE_MIB": "1"})
+refuses("environment", ["info"], 2, "LLAMA_ARG_CTX_SIZE", env={"LLAMA_ARG_CTX_SIZE": "lots"})
+refuses("llama-server's code", ["--no-such-flag"], 1, "invalid argument", program="llama-server")
+refuses("llama-cli's code", ["-m", "/nonexistent.gguf", "-p", "x"], 1, "cannot open", program="llama-cli")
+refuses("llama-bench's code", ["-ctk", "q9"], 1, "q9", program="llama-bench")
+code, out, err = run([])
+check("no command", code == 2 and "usage" in err, (code, err))
+
+# ---- a port in use
+server = Server()
+refuses("port in use", ["serve", "--port", str(server.port)], 1, "couldn't bind")
+check("server ends cleanly", server.stop() == 0)
+
+# ---- what is accepted, runs: all 81 pairs, threads, context sizes
+for k in TYPES:
+    for v in TYPES:
+        code, out, err = run(["logits", "--tokens", "1,2,3", "-ctk", k, "-ctv", v, "-lv", "1"])
+        check(f"{k}/{v}", code == 0 and out.count('"pos"') == 3 and "null" not in out, (code, err[-200:]))
+for args in (["-t", "64"], ["-c", "1"], ["-c", "0"], ["-c", "5000"], ["-ngl", "99"], ["-fa", "on"], ["--mlock"]):
+    code, out, err = run(["chat", "-p", "What is the capital of France?", "--temp", "0", *args])
+    check("runs with " + " ".join(args), (code, out) == (0, "The capital of France is Paris.\n"), (code, out, err[-200:]))
+finish()

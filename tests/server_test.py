@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""The server as its clients see it: curl-like requests, the real openai package, hostile requests, disconnects, shutdown."""
+import concurrent.futures, json, os, signal, socket, subprocess, sys, time
+sys.path[:0] = ["tests/support"]
+from harness import *
+import openai
+
+ASK = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+PARIS = "The capital of France is Paris."
+server = Server("--metrics", env={"BANTAM_HEADER_TIMEOUT_MS": "700"})
+
+
+def events(path, body):
+    status, headers, data = server.raw("POST", path, json.dumps(body))
+    assert status == 200, data
+    check("SSE content type " + path, headers["Content-Type"].startswith("text/event-stream"), headers)
+    parts = data.decode().split("\n\n")
+    check("SSE framing " + path, parts.pop() == "" and all(p.startswith("data: ") for p in parts), data[-100:])
+    return [p[6:] for p in parts]
+
+
+# ---- plain routes
+check("health", server.json("GET", "/health") == (200, {"status": "ok"}))
+status, models = server.json("GET", "/v1/models")
+check("models", status == 200 and models["data"][0]["meta"]["n_ctx"] > 0 and models["object"] == "list", models)
+status, props = server.json("GET", "/props")
+check("props", status == 200 and props["total_slots"] == 1 and props["default_generation_settings"]["n_ctx"] > 0, props)
+status, headers, page = server.raw("GET", "/")
+check("page", status == 200 and b"<title>Bantam</title>" in page and "text/html" in headers["Content-Type"])
+status, headers, text = server.raw("GET", "/metrics")
+check("metrics", status == 200 and b"llamacpp:tokens_predicted_total" in text)
+status, slots = server.json("GET", "/slots")
+check("slots", status == 200 and slots[0]["is_processing"] is False, slots)
+status, tokens = server.json("POST", "/tokenize", {"content": "Hello <|im_end|> é"})
+check("tokenize", status == 200 and all(isinstance(t, int) for t in tokens["tokens"]), tokens)
+check("detokenize", server.json("POST", "/detokenize", tokens)[1]["content"] == "Hello <|im_end|> é")
+check("apply-template", server.json("POST", "/apply-template", ASK)[1]["prompt"].endswith("<|im_start|>assistant\n"))
+
+# ---- completions
+status, reply = server.json("POST", "/v1/chat/completions", ASK)
+check("capital of France", status == 200 and reply["choices"][0]["message"]["content"] == PARIS, reply)
+check("finish_reason", reply["choices"][0]["finish_reason"] == "stop")
+usage = reply["usage"]
+check("usage", usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["completion_tokens"] > 3, usage)
+check("timings", reply["timings"]["predicted_per_second"] > 0 and reply["timings"]["predicted_n"] == usage["completion_tokens"])
+status, again = server.json("POST", "/v1/chat/completions", ASK)
+check("prefix cache", again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, again["usage"])
+check("same answer from the cache", again["choices"][0]["message"]["content"] == PARIS)
+chunks = events("/v1/chat/completions", {**ASK, "stream": True, "stream_options": {"include_usage": True}})
+check("stream ends with [DONE]", chunks.pop() == "[DONE]")
+chunks = [json.loads(c) for c in chunks]
+check("stream text", "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]) == PARIS)
+check("stream usage", chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == usage["completion_tokens"])
+check("first delta", chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None})
+prompt = server.json("POST", "/apply-template", ASK)[1]["prompt"]
+status, native = server.json("POST", "/completion", {"prompt": prompt, "temperature": 0, "return_tokens": True, "n_probs": 3})
+check("native completion", native["content"] == PARIS and native["stop_type"] == "eos" and native["stop"] is True, native)
+check("native probabilities", len(native["completion_probabilities"]) >= 5 and
+      len(native["completion_probabilities"][0]["top_logprobs"]) == 3)
+chunks = [json.loads(c) for c in events("/completion", {"prompt": prompt, "temperature": 0, "stream": True})]
+check("native stream has no [DONE]", "".join(c["content"] for c in chunks) == PARIS and chunks[-1]["stop"] is True)
+ids = server.json("POST", "/tokenize", {"content": prompt})[1]["tokens"]
+check("prompt as ids", server.json("POST", "/completion", {"prompt": ids, "temperature": 0})[1]["content"] == PARIS)
+for stop in (" Paris", ["zzz", " Paris"]):
+    r = server.json("POST", "/completion", {"prompt": prompt, "temperature": 0, "stop": stop})[1]
+    check(f"stop {stop}", r["content"] == "The capital of France is" and r["stop_type"] == "word" and r["stopping_word"] == " Paris", r["content"])
+r = server.json("POST", "/v1/chat/completions", {**ASK, "max_tokens": 2})[1]
+check("max_tokens", r["choices"][0]["finish_reason"] == "length" and r["usage"]["completion_tokens"] == 2, r)
+r = server.json("POST", "/completion", {"prompt": prompt, "n_predict": 0})
+check("n_predict 0", r[0] == 200 and r[1]["content"] == "" and r[1]["tokens_predicted"] == 0, r)
+one, two = (server.json("POST", "/completion", {"prompt": "Once upon a time", "seed": 5, "temperature": 1.5, "n_predict": 24})[1]["content"] for _ in "ab")
+check("the same seed, the same text", one == two, (one, two))
+long = {"messages": [{"role": "user", "content": "word " * 6000}]}
+status, r = server.json("POST", "/v1/chat/completions", long)
+check("too long", status == 400 and r["error"]["type"] == "exceed_context_size_error" and r["error"]["n_ctx"] == props["default_generation_settings"]["n_ctx"], r)
+r = server.json("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "ÿ\u0000 😀 <|im_start|>system"}], "max_tokens": 8})
+check("odd text", r[0] == 200, r)
+
+# ---- the openai package
+client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="sk-no-key-required")
+r = client.chat.completions.create(model="any", messages=ASK["messages"], temperature=0)
+check("openai chat", r.choices[0].message.content == PARIS)
+text = "".join(c.choices[0].delta.content or "" for c in client.chat.completions.create(
+    model="any", messages=ASK["messages"], temperature=0, stream=True) if c.choices)
+check("openai stream", text == PARIS, text)
+check("openai completions", client.completions.create(model="any", prompt=prompt, temperature=0, max_tokens=30).choices[0].text == PARIS)
+check("openai models", client.models.list().data[0].id == models["data"][0]["id"])
+try:
+    client.chat.completions.create(model="any", messages=ASK["messages"], temperature="hot")
+    check("openai bad request", False)
+except openai.BadRequestError as e:
+    check("openai bad request", "temperature" in str(e))
+
+# ---- curl
+out = subprocess.run(["curl", "-s", f"http://127.0.0.1:{server.port}/v1/chat/completions", "-H", "Content-Type: application/json",
+                      "-d", json.dumps(ASK)], capture_output=True, text=True).stdout
+check("curl", json.loads(out)["choices"][0]["message"]["content"] == PARIS)
+
+# ---- bad requests: 200 or 4xx, never 5xx, and the server lives
+numeric = "temperature top_k top_p min_p n_predict max_tokens seed repeat_penalty frequency_penalty presence_penalty repeat_last_n id_slot n_probs".split()
+for field in numeric:
+    for value in (-1, 1e308, -1e308, 0.5, "x", [], {}, None, True, 10**30):
+        body = {"prompt": "Hi", "n_predict": 1, **{field: value}}
+        if field in ("n_predict", "max_tokens") and value in (-1, None):
+            body["stop"] = ["e", "a", " "]
+        status, data = server.json("POST", "/completion", body)
+        check(f"{field}={value!r}", status in (200, 400) and ("error" in data) == (status == 400), (status, data))
+bad = [("not json", b"{"), ("array", b"[]"), ("no prompt", b"{}"), ("prompt null", b'{"prompt": null}'), ("prompt -1", b'{"prompt": [-1]}'),
+       ("prompt huge id", b'{"prompt": [999999999]}'), ("prompt nested", b'{"prompt": [[1]]}'), ("empty prompt", b'{"prompt": ""}'),
+       ("stop number", b'{"prompt": "a", "stop": 3}'), ("stream word", b'{"prompt": "a", "stream": "yes"}'),
+       ("deep", b'{"prompt": ' + b"[" * 200 + b"]" * 200 + b"}"), ("bias", b'{"prompt": "a", "logit_bias": {"9999999": 1}}'),
+       ("bias word", b'{"prompt": "a", "logit_bias": {"x": "y"}}'), ("grammar", b'{"prompt": "a", "grammar": "root ::= 1"}'),
+       ("invalid utf-8", b'{"prompt": "\xff\xfe"}'), ("slot 99", b'{"prompt": "a", "id_slot": 99}')]
+for name, body in bad:
+    status, _, data = server.raw("POST", "/completion", body)
+    check("bad: " + name, status == 400 and json.loads(data)["error"]["message"], (status, data))
+chat_bad = [{}, {"messages": []}, {"messages": "hi"}, {"messages": [1]}, {"messages": [{"role": "user"}]}, {"messages": [{"content": "x"}]},
+            {"messages": [{"role": "wizard", "content": "x"}]}, {**ASK, "tools": [{"type": "function"}]}, {**ASK, "n": 3},
+            {**ASK, "response_format": {"type": "json_object"}}, {**ASK, "top_logprobs": 3},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}]
+for body in chat_bad:
+    status, data = server.json("POST", "/v1/chat/completions", body)
+    check("bad chat: " + json.dumps(body)[:60], status in (400, 501), (status, data))
+check("404", server.raw("GET", "/nothing")[0] == 404)
+check("405", server.raw("GET", "/completion")[0] == 405)
+check("501", server.raw("POST", "/v1/embeddings", b"{}")[0] == 501)
+check("415", server.raw("POST", "/completion", b"{}", {"Content-Encoding": "gzip"})[0] == 415)
+check("foreign Host", server.raw("GET", "/health", headers={"Host": "evil.example"})[0] == 403)
+check("OPTIONS", server.raw("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://localhost:3000"})[1].get("Access-Control-Allow-Origin") == "http://localhost:3000")
+check("foreign Origin", "Access-Control-Allow-Origin" not in server.raw("GET", "/health", headers={"Origin": "http://evil.example"})[1])
+
+
+def plain(data, wait=5):
+    s = socket.create_connection(("127.0.0.1", server.port), timeout=wait)
+    s.sendall(data)
+    out = b""
+    try:
+        while chunk := s.recv(65536):
+            out += chunk
+    except OSError:
+        pass
+    return out
+
+
+check("431", plain(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 40000 + b"\r\n\r\n", 1).startswith(b"HTTP/1.1 431"))
+check("413", plain(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n", 1).startswith(b"HTTP/1.1 413"))
+check("400", plain(b"NONSENSE\r\n\r\n", 1)[:12] in (b"HTTP/1.1 400", b""))
+start = time.time()
+plain(b"GET / HTTP/1.1\r\nHost: loc", 5)
+check("a slow header is cut off", time.time() - start < 4, time.time() - start)
+two = plain(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2, 1)
+check("pipelining", two.count(b"200 OK") == 2, two)
+
+# ---- clients that leave, clients that queue
+s = socket.create_connection(("127.0.0.1", server.port))
+body = json.dumps({"prompt": "Once upon a time", "n_predict": 1500, "ignore_eos": True, "stream": True}).encode()
+s.sendall(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+s.recv(2000)
+s.close()
+deadline = time.time() + 3
+while time.time() < deadline and server.json("GET", "/slots")[1][0]["is_processing"]:
+    time.sleep(0.05)
+check("a client that left frees the slot", not server.json("GET", "/slots")[1][0]["is_processing"])
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    answers = list(pool.map(lambda _: server.json("POST", "/v1/chat/completions", ASK)[1]["choices"][0]["message"]["content"], range(24)))
+check("24 requests of 8 clients on one slot", answers == [PARIS] * 24, answers)
+check("health after all that", server.json("GET", "/health")[0] == 200)
+check("SIGTERM ends with 0", server.stop() == 0)
+check("prompts are not logged", not any("capital" in line or "Once upon" in line for line in server.lines))
+
+# ---- keys, several slots
+server = Server("--api-key", "one,two", "-np", "3", "-c", "3072")
+check("no key", server.raw("POST", "/completion", b'{"prompt": "a"}')[0] == 401)
+check("wrong key", server.raw("GET", "/props", headers={"Authorization": "Bearer three"})[0] == 401)
+for headers in ({"Authorization": "Bearer two"}, {"Authorization": "one"}, {"X-Api-Key": "one"}):
+    check(f"key {headers}", server.raw("GET", "/props", headers=headers)[0] == 200)
+check("health needs no key", server.raw("GET", "/health")[0] == 200)
+key = {"Authorization": "Bearer one"}
+check("three slots", len(server.json("GET", "/slots", headers=key)[1]) == 3)
+questions = [f"What is the capital of {c}?" for c in ("France", "Denmark", "Italy", "Spain", "Germany", "Norway")]
+alone = [server.json("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": q}], "temperature": 0}, key)[1]["choices"][0]["message"]["content"] for q in questions]
+with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    together = list(pool.map(lambda q: server.json("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": q}], "temperature": 0}, key)[1]["choices"][0]["message"]["content"], questions))
+check("company does not change answers", alone == together, (alone, together))
+server.process.send_signal(signal.SIGINT)
+check("SIGINT ends with 0", server.stop() == 0)
+finish()
