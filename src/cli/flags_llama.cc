@@ -39,9 +39,7 @@ Setter only(double neutral, const char* what) {
   };
 }
 
-}  // namespace
-
-void add_accepted_flags(std::vector<Flag>& rows) {
+void add_needless_flags(std::vector<Flag>& rows) {
   const auto same = [&](std::vector<const char*> names, const char* env, const char* value,
                         std::vector<const char*> off = {}) {
     rows.push_back({std::move(names), env, value, kAll, silent(), "", std::move(off)});
@@ -66,7 +64,10 @@ void add_accepted_flags(std::vector<Flag>& rows) {
   same({"--offline"}, "LLAMA_OFFLINE", "");
   same({"-oe", "--output-err"}, "", "FMT");
   same({"--perf"}, "LLAMA_ARG_PERF", "", {"--no-perf"});
+  rows.push_back({{"--warmup"}, "LLAMA_ARG_WARMUP", "", kRun, silent(), "", {"--no-warmup"}});
+}
 
+void add_ignored_flags(std::vector<Flag>& rows) {
   const auto none = [&](std::vector<const char*> names, const char* env, const char* value,
                         const char* reason) {
     Setter set = note(names.back(), reason);
@@ -125,10 +126,9 @@ void add_accepted_flags(std::vector<Flag>& rows) {
   none({"--no-host"}, "", "[N]", ": there is no GPU backend");
   none({"-cmoe", "--cpu-moe"}, "LLAMA_ARG_CPU_MOE", "", ": there is no GPU backend");
   none({"-ncmoe", "--n-cpu-moe"}, "LLAMA_ARG_N_CPU_MOE", "N", ": there is no GPU backend");
-  rows.push_back({{"--warmup"}, "LLAMA_ARG_WARMUP", "", kRun, silent(), "", {"--no-warmup"}});
 }
 
-void add_refused_flags(std::vector<Flag>& rows) {
+void add_refused_models(std::vector<Flag>& rows) {
   const auto no = [&](std::vector<const char*> names, const char* env, const char* value,
                       const char* reason) {
     rows.push_back({std::move(names), env, value, kAll, refuse(reason), ""});
@@ -176,6 +176,13 @@ void add_refused_flags(std::vector<Flag>& rows) {
      "not supported: the file's own RoPE scaling is used");
   no({"--rope-scale"}, "LLAMA_ARG_ROPE_SCALE", "X",
      "not supported: the file's own RoPE scaling is used");
+}
+
+void add_refused_features(std::vector<Flag>& rows) {
+  const auto no = [&](std::vector<const char*> names, const char* env, const char* value,
+                      const char* reason) {
+    rows.push_back({std::move(names), env, value, kAll, refuse(reason), ""});
+  };
   no({"--rope-freq-base"}, "LLAMA_ARG_ROPE_FREQ_BASE", "X",
      "not supported: the file's own RoPE base is used");
   no({"--rope-freq-scale"}, "LLAMA_ARG_ROPE_FREQ_SCALE", "X",
@@ -219,6 +226,18 @@ void add_refused_flags(std::vector<Flag>& rows) {
   off("--top-nsigma", -1, "top-n-sigma");
   off("--typical", 1, "typical sampling");
   off("--typical-p", 1, "typical sampling");
+}
+
+}  // namespace
+
+void add_accepted_flags(std::vector<Flag>& rows) {
+  add_needless_flags(rows);
+  add_ignored_flags(rows);
+}
+
+void add_refused_flags(std::vector<Flag>& rows) {
+  add_refused_models(rows);
+  add_refused_features(rows);
 }
 
 }  // namespace bantam
