@@ -25,12 +25,12 @@ fi
 [ "$what" = test ] || exit 0
 
 python=build/venv/bin/python
-if ! "$python" -c 'import numpy, openai, anthropic' 2>/dev/null; then
-  echo "installing Python packages: numpy openai anthropic"
+if ! "$python" -c 'import numpy, openai, anthropic, websocket' 2>/dev/null; then
+  echo "installing Python packages: numpy openai anthropic websocket-client"
   mkdir -p build
   python3 -m venv build/venv
-  "$python" -m pip install -q --retries 3 numpy openai anthropic ||
-    { echo "could not install numpy, openai and anthropic from PyPI" >&2; exit 1; }
+  "$python" -m pip install -q --retries 3 numpy openai anthropic websocket-client ||
+    { echo "could not install numpy, openai, anthropic and websocket-client from PyPI" >&2; exit 1; }
 fi
 model=build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -s "$model" ]; then

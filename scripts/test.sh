@@ -85,7 +85,7 @@ for stage in "${stages[@]}"; do
       for target in $(sed -n 's/^bantam_fuzz(\([a-z0-9_]*\) .*/\1/p' cmake/fuzz.cmake); do
         mkdir -p "build/fuzz/corpus/$target"
         [ -d "fuzz/corpus/$target" ] && cp -n fuzz/corpus/"$target"/* "build/fuzz/corpus/$target/"
-        one "fuzz-$target" "build/fuzz/bin/$target" "build/fuzz/corpus/$target" -max_total_time=20 -rss_limit_mb=512 -max_len=65536
+        one "fuzz-$target" "build/fuzz/bin/$target" "build/fuzz/corpus/$target" -max_total_time=10 -rss_limit_mb=512 -max_len=65536
       done ;;
     *) echo "unknown stage '$stage'"; exit 2 ;;
   esac
