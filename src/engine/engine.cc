@@ -56,7 +56,8 @@ struct Engine::Impl {
   Impl(LoadedModel& loaded, int max_queue)
       : model(loaded),
         scheduler(loaded.report().n_slots, loaded.report().n_ctx, max_queue),
-        row_budget(loaded.model().options().max_rows) {
+        // Few rows first: how long one takes on this machine is not known yet.
+        row_budget(std::min(8, loaded.model().options().max_rows)) {
     const Tokenizer& tokenizer = loaded.tokenizer();
     for (int32_t token = 0; token < tokenizer.n_vocab(); ++token) {
       if (tokenizer.is_end(token)) end_tokens.push_back(token);
