@@ -81,8 +81,9 @@ for stage in "${stages[@]}"; do
       build tsan --target engine_test || continue
       BANTAM_SAMPLE=1 gtest tsan engine_test ;;
     fuzz)
-      one fuzz-build sh -c "cmake --preset fuzz >/dev/null && cmake --build build/fuzz -j 2" || continue
-      for target in $(sed -n 's/^bantam_fuzz(\([a-z0-9_]*\) .*/\1/p' cmake/fuzz.cmake); do
+      targets=$(sed -n "s/^bantam_fuzz(\([a-z0-9_]*\) .*/\1/p" cmake/fuzz.cmake | tr "\n" " ")
+      one fuzz-build sh -c "cmake --preset fuzz >/dev/null && cmake --build build/fuzz -j 2 --target $targets" || continue
+      for target in $targets; do
         mkdir -p "build/fuzz/corpus/$target"
         [ -d "fuzz/corpus/$target" ] && cp -n fuzz/corpus/"$target"/* "build/fuzz/corpus/$target/"
         one "fuzz-$target" "build/fuzz/bin/$target" "build/fuzz/corpus/$target" -max_total_time=10 -rss_limit_mb=512 -max_len=65536
