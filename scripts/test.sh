@@ -39,10 +39,10 @@ gtest() { # gtest PRESET PROGRAM: GoogleTest's own totals; a crash or a skip is 
   [ "$bad" = 0 ] || grep -B12 -m 40 -E 'FAILED|Failure|ERROR|WARNING: Thread|runtime error' "build/logs/$name.log" | head -n 60
 }
 
-script() { # script NAME: a Python test that prints its own totals as the last line
-  local name=$1 start=$SECONDS code last ok bad
-  BANTAM_BIN=build/release/bin BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf BANTAM_FULL=$full \
-    timeout 1500 build/venv/bin/python "tests/$name.py" >"build/logs/$name.log" 2>&1
+script() { # script PRESET FILE: a Python test that prints its own totals as the last line
+  local name="$1-$2" start=$SECONDS code last ok bad
+  BANTAM_BIN=build/$1/bin BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf BANTAM_FULL=$full \
+    timeout 1500 build/venv/bin/python "tests/$2.py" >"build/logs/$name.log" 2>&1
   code=$?
   last=$(tail -n 1 "build/logs/$name.log")
   ok=$(sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p' <<<"$last")
@@ -71,11 +71,12 @@ for stage in "${stages[@]}"; do
       one isa-objects python3 tools/check_isa_objects.py build/release
       for program in $(programs); do gtest release "$program"; done ;;
     python)
-      for file in tests/*_test.py; do script "$(basename "$file" .py)"; done ;;
+      for file in tests/*_test.py; do script release "$(basename "$file" .py)"; done ;;
     dev)
       build dev || continue
       export BANTAM_SAMPLE=1
       for program in $(programs); do gtest dev "$program"; done
+      script dev server_test
       unset BANTAM_SAMPLE ;;
     tsan)
       build tsan --target engine_test || continue
