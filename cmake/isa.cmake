@@ -3,5 +3,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_scalar_fma.cc PROPERTIES
     COMPILE_OPTIONS "-mfma;-mavx2;-O2")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx512.cc PROPERTIES
-    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mfma;-mf16c;-O3")
+    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mgfni;-mfma;-mf16c;-O3")
 endif()

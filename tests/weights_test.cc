@@ -95,9 +95,14 @@ void random_block(WeightType type, Random& random, std::byte* p) {
       return put_half(p, random_half(random));
     case WeightType::q6_k:
       return put_half(p + 208, random_half(random));
+    case WeightType::q4_k:
+      put_half(p + 2, random_half(random));
+      return put_half(p, random_half(random));
     case WeightType::q4_0:
     case WeightType::q8_0:
     case WeightType::q1_0:
+    case WeightType::q2_0:
+    case WeightType::pq2_0:
       return put_half(p, random_half(random));
   }
 }
@@ -142,10 +147,31 @@ struct Activations {
   Aligned<int8_t> q;
   Aligned<int32_t> sums;
   Aligned<int16_t> sums16;
+  Aligned<int8_t> low;
+  std::vector<int32_t> values;  // [n_rows][cols] what was rounded, in plain order
   ActRows rows;
 };
 
-Activations make_activations(int n_rows, int cols, int block, Random& random) {
+// One row rounded by scalar, its quads spread to where the kernels expect them.
+void round_row(Activations& a, int n_rows, int cols, int block, bool wide, int t) {
+  const int64_t row = int64_t{t} * cols;
+  Aligned<int8_t> high(cols), low(cols);
+  float* d = a.d.get() + row / block;
+  int32_t* sums = a.sums.get() + row / block;
+  if (wide) {
+    scalar().quantize16(a.x.get() + row, cols, block, high.get(), low.get(), d, sums);
+  } else {
+    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums,
+                      a.sums16.get() + row / 16);
+  }
+  for (int c = 0; c < cols; ++c) {
+    a.q[act_offset(n_rows, cols, t, c)] = high[c];
+    if (wide) a.low[act_offset(n_rows, cols, t, c)] = low[c];
+    a.values[static_cast<size_t>(row + c)] = wide ? 256 * high[c] + low[c] : high[c];
+  }
+}
+
+Activations make_activations(int n_rows, int cols, int block, bool wide, Random& random) {
   const int64_t n = int64_t{n_rows} * cols;
   const bool quantized = block != 0;
   Activations a{Aligned<float>(n),
@@ -153,6 +179,8 @@ Activations make_activations(int n_rows, int cols, int block, Random& random) {
                 Aligned<int8_t>(quantized ? n : 0),
                 Aligned<int32_t>(quantized ? n / block : 0),
                 Aligned<int16_t>(quantized ? n / 16 : 0),
+                Aligned<int8_t>(wide ? n : 0),
+                std::vector<int32_t>(static_cast<size_t>(n)),
                 {}};
   const float scale = std::ldexp(1.0f, static_cast<int>(random() % 24) - 12);
   for (int64_t i = 0; i < n; ++i) a.x[i] = random_normal(random) * scale;
@@ -165,12 +193,9 @@ Activations make_activations(int n_rows, int cols, int block, Random& random) {
       a.x[i] = kind == 2 ? 0.0f : random() % 2 ? scale : -scale;
     }
   }
-  for (int t = 0; t < n_rows; ++t) {
-    const int64_t row = int64_t{t} * cols;
-    scalar().quantize(a.x.get() + row, cols, block, a.q.get() + row, a.d.get() + row / block,
-                      a.sums.get() + row / block, a.sums16.get() + row / 16);
-  }
-  a.rows = {n_rows, cols, block, a.q.get(), a.d.get(), a.sums.get(), a.sums16.get()};
+  for (int t = 0; t < n_rows; ++t) round_row(a, n_rows, cols, block, wide, t);
+  a.rows = {n_rows,         cols,           block, a.q.get(), a.d.get(), a.sums.get(),
+            a.sums16.get(), wide ? a.low.get() : nullptr};
   return a;
 }
 
@@ -205,6 +230,7 @@ struct Output {
 struct Case {
   WeightType type;
   int rows, cols, n_rows, act_block;  // act_block 0: the float path
+  bool wide;                          // --act i16
   bool add;
 };
 
@@ -236,7 +262,7 @@ void check_oracle(const Case& c, const Matrix& m, const Activations& a, const Ou
       const oracle::Row& w = m.rows[static_cast<size_t>(r)];
       oracle::Product p = c.act_block == 0
                               ? oracle::float_dot(w, a.x.get() + row)
-                              : oracle::quantized_dot(w, a.q.get() + row,
+                              : oracle::quantized_dot(w, a.values.data() + row,
                                                       a.d.get() + row / c.act_block, c.act_block);
       if (c.add) {
         p.value += old.at(t, r);
@@ -263,11 +289,12 @@ void check_same(const Output& a, const Output& b) {
 
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
-                                  << " n_rows " << c.n_rows << " act " << c.act_block << " add "
+                                  << " n_rows " << c.n_rows << " act " << c.act_block
+                                  << (c.wide ? " i16" : "") << " add "
                                   << c.add);
   Random random(seed);
   const Matrix m = make_matrix(c.type, c.rows, c.cols, random);
-  const Activations a = make_activations(c.n_rows, c.cols, c.act_block, random);
+  const Activations a = make_activations(c.n_rows, c.cols, c.act_block, c.wide, random);
   Aligned<float> scratch(c.cols);
   Output old(c.rows, c.n_rows);
   if (c.add) old.set_old(random);
@@ -301,27 +328,37 @@ std::vector<int> columns_of(WeightType type) {
   return {values, 2 * values, 3 * values, 5 * values};
 }
 
-// 0 is the float path, which every type has; q1_0 takes 128, and 32 in the down projection.
-std::vector<int> act_blocks_of(WeightType type) {
+struct ActPath {
+  int block;  // 0: the float path, which every type has
+  bool wide;
+};
+
+// Types with larger blocks also take 32, in the down projection; q6_k has no i16.
+std::vector<ActPath> act_paths_of(WeightType type) {
   const int block = info(type).act_block;
-  if (block == 0) return {0};
-  if (block == 32) return {0, 32};
-  return {0, 32, block};
+  std::vector<ActPath> paths = {{0, false}};
+  for (const bool wide : {false, true}) {
+    if (block == 0 || (wide && !info(type).act_i16)) continue;
+    paths.push_back({32, wide});
+    if (block != 32) paths.push_back({block, wide});
+  }
+  return paths;
 }
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   const std::vector<int> tokens = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
-                                   12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 64};
+                                   12, 13, 14, 15, 16, 17, 18, 19, 24, 33, 64};
   for (int i = 0; i < kNumWeightTypes; ++i) {
     const auto type = static_cast<WeightType>(i);
     const std::vector<int> columns = columns_of(type);
     size_t turn = 0;
-    for (const int act_block : act_blocks_of(type)) {
-      for (int rows = 1; rows <= 50; ++rows) {
+    for (const ActPath path : act_paths_of(type)) {
+      // Rows around one, two and three groups.
+      for (const int rows : {1, 2, 7, 15, 16, 17, 31, 32, 33, 40, 48, 50}) {
         for (const int n_rows : tokens) {
-          cases.push_back({type, rows, columns[turn % columns.size()], n_rows, act_block,
-                           turn / columns.size() % 2 == 1});
+          cases.push_back({type, rows, columns[turn % columns.size()], n_rows, path.block,
+                           path.wide, turn / columns.size() % 2 == 1});
           ++turn;
         }
         turn += static_cast<size_t>(rows) % 3;  // so that every pair meets
@@ -336,9 +373,9 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
   const auto step = static_cast<size_t>(sample_every());
   int paths = 0;
   for (int i = 0; i < kNumWeightTypes; ++i) {
-    paths += static_cast<int>(act_blocks_of(static_cast<WeightType>(i)).size());
+    paths += static_cast<int>(act_paths_of(static_cast<WeightType>(i)).size());
   }
-  ASSERT_EQ(cases.size(), static_cast<size_t>(paths) * 50 * 22);
+  ASSERT_EQ(cases.size(), static_cast<size_t>(paths) * 12 * 22);
   size_t executed = 0;
   for (size_t i = 0; i < cases.size(); i += step) {
     run_case(cases[i], static_cast<unsigned>(i) + 1);
@@ -348,6 +385,16 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
   EXPECT_EQ(executed, (cases.size() + step - 1) / step);
   std::printf("matmul: %zu of %zu cases x %zu instruction sets\n", executed, cases.size(),
               supported_isas().size());
+}
+
+TEST(Weights, ActivationPlacesAreAPermutation) {
+  for (int n_rows = 1; n_rows <= 40; ++n_rows) {
+    std::vector<int> used(static_cast<size_t>(n_rows) * 64);
+    for (int t = 0; t < n_rows; ++t) {
+      for (int c = 0; c < 64; ++c) ++used[static_cast<size_t>(act_offset(n_rows, 64, t, c))];
+    }
+    for (const int n : used) ASSERT_EQ(n, 1) << n_rows << " rows";
+  }
 }
 
 TEST(Weights, PackingIsTheSameAndUnpacksExactly) {
@@ -462,6 +509,43 @@ std::vector<float> special_row(Random& random, int kind, int n) {
   if (kind % 24 == 8) x[random() % x.size()] = INFINITY;
   if (kind % 24 == 16) x[random() % x.size()] = -std::nanf("1");
   return x;
+}
+
+TEST(Rows, Quantize16FollowsRule3) {
+  int executed = 0;
+  for (const int block : {16, 32, 64, 128}) {
+    for (int kind = 0; kind < 240; ++kind) {
+      Random random(static_cast<unsigned>(kind * 1000 + block));
+      const std::vector<float> x = special_row(random, kind, block);
+      float absmax = 0;
+      bool finite = true;
+      for (const float v : x) {
+        finite = finite && std::isfinite(v);
+        absmax = std::max(absmax, std::fabs(v));
+      }
+      const bool empty = !finite || absmax < 0x1p-100f;
+      for (const Isa* isa : supported_isas()) {
+        Aligned<int8_t> high(block), low(block);
+        float d = -1;
+        int32_t sum = -1, expected = 0;
+        kernels_of(*isa).quantize16(x.data(), block, block, high.get(), low.get(), &d, &sum);
+        if (!finite) {
+          ASSERT_TRUE(std::isnan(d));
+        } else {
+          ASSERT_EQ(d, empty ? 0.0f : absmax / 32512.0f);
+        }
+        for (int i = 0; i < block; ++i) {
+          const float code = empty ? 0.0f : std::nearbyint(x[static_cast<size_t>(i)] / d);
+          const int value = 256 * high[i] + low[i];
+          ASSERT_EQ(static_cast<float>(value), std::clamp(code, -32512.0f, 32512.0f)) << isa->name;
+          expected += value;
+        }
+        ASSERT_EQ(sum, expected);
+        ++executed;
+      }
+    }
+  }
+  EXPECT_EQ(static_cast<size_t>(executed), 4u * 240 * supported_isas().size());
 }
 
 TEST(Rows, QuantizeFollowsRule3) {

@@ -14,7 +14,7 @@
 namespace bantam {
 
 enum class WeightType : uint8_t {
-#define WEIGHT_TYPE(name, id, values, bytes, act) name,
+#define WEIGHT_TYPE(name, id, values, bytes, act, i16) name,
 #include "codec/weight_types.def"
 #undef WEIGHT_TYPE
 };
@@ -31,6 +31,7 @@ struct WeightTypeInfo {
   int block_values;
   int block_bytes;
   int act_block;  // 0: unrounded float activations
+  bool act_i16;   // may take 16-bit activations
 };
 
 struct KvTypeInfo {
@@ -42,7 +43,7 @@ struct KvTypeInfo {
 
 // Internal linkage: ISA files include this header and must not emit weak symbols.
 static constexpr WeightTypeInfo kWeightTypes[] = {
-#define WEIGHT_TYPE(name, id, values, bytes, act) {#name, id, values, bytes, act},
+#define WEIGHT_TYPE(name, id, values, bytes, act, i16) {#name, id, values, bytes, act, i16},
 #include "codec/weight_types.def"
 #undef WEIGHT_TYPE
 };

@@ -36,7 +36,8 @@ int64_t query_bytes(const ComputeShape& s) {
 int64_t thread_bytes(const ComputeShape& s) {
   const int64_t rows = query_rows(s);
   return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
-         aligned(rows * 16) + aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4);
+         aligned(rows * 16) + aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4) +
+         aligned(s.max_cols);
 }
 
 // Hands out 64-byte aligned pieces of one region.
@@ -124,6 +125,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
     scratch.m = carver.take<float>(rows * 4);
     scratch.visible = carver.take<int32_t>(rows);
     scratch.row = carver.take<float>(shape.max_cols);
+    scratch.codes = carver.take<int8_t>(shape.max_cols);
   }
   const int rows_per_block = std::max(1, kBlockQueries * shape.n_kv_heads / shape.n_heads);
   // Runs may end inside a block, hence one more block for each row at worst.
@@ -179,19 +181,24 @@ void CpuBackend::norm(const float* x, const float* w, float eps, int n_rows, int
 ActRows CpuBackend::quantize_rows(const float* x, int n_rows, int n, int block) {
   CHECK(n % block == 0 && n <= shape_.max_cols && n_rows <= shape_.max_rows);
   const int64_t blocks = n / block, halves = n / 16;
-  const auto rows = [&](int64_t begin, int64_t end) {
+  const auto rows = [&](int64_t begin, int64_t end, int thread) {
     for (int64_t r = begin; r < end; ++r) {
-      kernels_.quantize(x + r * n, n, block, inputs_.q + r * n, inputs_.d + r * blocks,
+      int8_t* codes = n_rows == 1 ? inputs_.q : scratch_[static_cast<size_t>(thread)].codes;
+      kernels_.quantize(x + r * n, n, block, codes, inputs_.d + r * blocks,
                         inputs_.sums + r * blocks, inputs_.sums16 + r * halves);
+      if (n_rows == 1) continue;
+      const int t = static_cast<int>(r), step = 4 * panel_width(n_rows, t);
+      int8_t* to = inputs_.q + act_offset(n_rows, n, t, 0);
+      for (int c = 0; c < n; c += 4, to += step) std::memcpy(to, codes + c, 4);
     }
   };
   if (n_rows == 1) {
-    rows(0, 1);
+    rows(0, 1, 0);
   } else {
     pool_.run(
         [&](int thread, int team) {
           const auto part = ThreadPool::split(n_rows, thread, team);
-          rows(part.begin, part.end);
+          rows(part.begin, part.end, thread);
         },
         threads_for(n_rows));
   }
@@ -213,7 +220,8 @@ void CpuBackend::matmul_groups(const MatmulOut& out, const float* x, int n_rows,
   args.scratch = scratch_[static_cast<size_t>(thread)].row;
   const WeightKernels& kernels = kernels_.weight[static_cast<int>(packed.type)];
   if (out.act_block == 0) return kernels.matmul_f32(args);
-  args.a = {n_rows, packed.cols, out.act_block, inputs_.q, inputs_.d, inputs_.sums, inputs_.sums16};
+  args.a = {n_rows, packed.cols, out.act_block, inputs_.q, inputs_.d, inputs_.sums,
+            inputs_.sums16};
   kernels.matmul(args);
 }
 

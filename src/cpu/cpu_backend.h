@@ -73,6 +73,7 @@ class CpuBackend final : public Backend {
     float* m;          // [query rows], then l, m_page, l_page
     int32_t* visible;  // [query rows]
     float* row;        // [max_cols] floats for unpacked rows
+    int8_t* codes;     // [max_cols] a quantized row before its quads are spread
   };
   struct Block {  // query rows of one run and one KV head that are computed together
     int kv_head, first_row, n_rows;

@@ -11,18 +11,19 @@
 
 namespace bantam {
 
-// A weight matrix packed in groups of 16 rows (layout "r16", version 1, shared by scalar and
-// AVX-512). The last group is padded with zero bytes. Inside a group, blocks follow each other by
-// ascending column; a block of 16 rows has exactly 16 x the GGUF block's bytes, its scales behind
-// its codes:
-//   q1_0  32 x u64: bit 4r + c of word g = weight (row r, column 4g + c); then 16 fp16 d (128
-//   columns) q8_0  8 x 64 bytes: byte 4r + c of quad g = code + 128 as u8, column 4g + c; then 16
-//   fp16 d          (32 columns) q4_0  4 x 64 bytes: byte 4r + c of pair g: low nibble column 8g +
-//   c, high 8g + 4 + c; then 16 fp16 d (32 columns) q4_1  as q4_0, then 16 fp16 d, then 16 fp16 m
-//   (32 columns) q6_k  32 x 64 bytes low nibbles as in q4_0 (columns 8g + c, 8g + 4 + c); 16 x 64
-//   bytes of 2 high bits: byte 4r + c of
-//         word h, bits 2k..2k+1: column 16h + 4k + c; then 16 x 16 int8 sub-scales
-//         [sub-block][row]; 16 fp16 d (256 cols)
+// A weight matrix packed in groups of 16 rows: one layout for every instruction set, described in
+// docs/WEIGHT_LAYOUT.md (kPackVersion counts its changes). The last group is padded with zero bytes.
+// Inside a group, blocks follow each other by ascending column; a block of 16 rows has exactly 16 x
+// the GGUF block's bytes: words of 64 bytes, byte 4r + c of a word holding codes of row r, column c
+// of each of its quads (4 columns), the first quad in the low bits; then the scales.
+//   q1_0   4 words of 8 quads; 16 fp16 d                                     (128 columns)
+//   q2_0   4 words of 4 quads; 16 fp16 d   (pq2_0: 8 words)                  (64 and 128 columns)
+//   q4_0   4 words of 2 quads; 16 fp16 d   (q4_1: then 16 fp16 m)            (32 columns)
+//   q8_0   8 words of 1 quad, codes + 128 as u8; 16 fp16 d                   (32 columns)
+//   q4_k   32 words of 2 quads; low nibbles of 8 sub-scales (low) and minima (high) [sub][row];
+//          their 2 + 2 high bits, nibbles of two subs to a byte [sub / 2][row]; 16 fp16 d, dmin
+//   q6_k   32 words of 2 quads (low nibbles); 16 words of 4 quads (2 high bits); 16 x 16 int8
+//          sub-scales [sub][row]; 16 fp16 d                                  (256 columns)
 //   f16, f32: the 16 rows one after the other, unchanged
 struct PackedMatrix {
   WeightType type = WeightType::f32;
@@ -31,6 +32,7 @@ struct PackedMatrix {
   const std::byte* data = nullptr;  // [ceil(rows / 16)][packed_group_bytes(type, cols)]
 };
 
+static constexpr int kPackVersion = 2;
 static constexpr int kGroupRows = 16;
 static inline int64_t packed_row_bytes(WeightType type, int cols) {
   return static_cast<int64_t>(cols) / info(type).block_values * info(type).block_bytes;
@@ -40,16 +42,38 @@ static inline int64_t packed_group_bytes(WeightType type, int cols) {
 }
 static inline int n_groups(int rows) { return (rows + kGroupRows - 1) / kGroupRows; }
 
-// Quantized activations (rule 3), n_rows rows of n_cols (a multiple of block). 64-byte aligned.
+// Quantized activations (rule 3), n_rows rows of n_cols (a multiple of block). 64-byte aligned. With
+// `low`, a value is 256 * q + low (--act i16), and sums are of those values.
 struct ActRows {
   int n_rows = 0;
   int n_cols = 0;
-  int block = 0;                    // 32 or 128 values share one scale
-  const int8_t* q = nullptr;        // [n_rows][n_cols]
+  int block = 0;                    // 32, 64 or 128 values share one scale
+  const int8_t* q = nullptr;        // n_rows x n_cols, places by act_offset
   const float* d = nullptr;         // [n_rows][n_cols / block]
   const int32_t* sums = nullptr;    // [n_rows][n_cols / block] sum of q over the block
-  const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values
+  const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
+  const int8_t* low = nullptr;      // as q, or null
 };
+
+// Where column c of row t lies in q and low: panels of 8 rows, then of 4, 2 and 1 for the rest; in a
+// panel the quads of its rows lie side by side, so that a tile of rows reads its activations as one
+// stream at constant offsets. One row alone is contiguous.
+static constexpr int kPanelRows = 8;
+static inline int panel_width(int n_rows, int t) {
+  const int full = n_rows / kPanelRows * kPanelRows, rest = n_rows - full;
+  if (t < full) return kPanelRows;
+  if ((rest & 4) != 0 && t - full < 4) return 4;
+  return (rest & 2) != 0 && t - full - (rest & 4) < 2 ? 2 : 1;
+}
+static inline int panel_start(int n_rows, int t) {
+  const int width = panel_width(n_rows, t);
+  return width == kPanelRows ? t / kPanelRows * kPanelRows : n_rows & ~(2 * width - 1);
+}
+static inline int64_t act_offset(int n_rows, int n_cols, int t, int c) {
+  const int start = panel_start(n_rows, t);
+  return int64_t{start} * n_cols + 4 * (int64_t{c / 4} * panel_width(n_rows, t) + t - start) +
+         c % 4;
+}
 
 // y[t * ldy + r] (+)= w[r] . a[t] for the rows r of groups [group_begin, group_end) and all rows t.
 struct MatmulArgs {
@@ -124,6 +148,9 @@ struct Kernels {
   // Rule 3; n a multiple of block, block a multiple of 16. sums and sums16 as in ActRows.
   void (*quantize)(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
                    int16_t* sums16);
+  // Rule 3, --act i16: value = 256 * high + low; sums of the values.
+  void (*quantize16)(const float* x, int n, int block, int8_t* high, int8_t* low, float* d,
+                     int32_t* sums);
   // out = silu(gate) * up; n values, any alias.
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
   // In place on one head of head_dim values; the first rope_dims are rotated. cos, sin: [rope_dims

@@ -35,13 +35,29 @@ float dot_lanes(const float* a, const float* b, int n) {
 
 // ---- formats: how a code of a packed group is found. `block` points at the packed 16-row block.
 
+// Codes of Bits bits in words of 64 bytes: byte 4r + c % 4, quads from the low end.
+template <int Bits>
+int word_code(const std::byte* words, int r, int c) {
+  constexpr int columns = 32 / Bits;
+  const uint8_t byte = byte_at(words + c / columns * 64 + 4 * r + c % 4);
+  return byte >> (c % columns / 4 * Bits) & ((1 << Bits) - 1);
+}
+
 struct FormatQ1_0 {
-  static constexpr int values = 128, bytes = 18, bias = 0;
+  static constexpr int values = 128, bytes = 18;
   static int code(const std::byte* block, int r, int c) {
-    const int bit = 4 * r + c % 4;
-    return byte_at(block + c / 4 * 8 + bit / 8) >> (bit % 8) & 1 ? 1 : -1;
+    return 2 * word_code<1>(block, r, c) - 1;
   }
   static float scale(const std::byte* block, int r) { return half_at(block + 256 + 2 * r); }
+  static float minimum(const std::byte*, int) { return 0.0f; }
+};
+
+// Ternary: q2_0 in blocks of 64, pq2_0 of 128.
+template <int Values>
+struct FormatQ2_0 {
+  static constexpr int values = Values, bytes = Values / 4 + 2;
+  static int code(const std::byte* block, int r, int c) { return word_code<2>(block, r, c) - 1; }
+  static float scale(const std::byte* block, int r) { return half_at(block + 4 * Values + 2 * r); }
   static float minimum(const std::byte*, int) { return 0.0f; }
 };
 
@@ -54,31 +70,43 @@ struct FormatQ8_0 {
   static float minimum(const std::byte*, int) { return 0.0f; }
 };
 
-int nibble(const std::byte* codes, int r, int c) {
-  const uint8_t pair = byte_at(codes + c / 8 * 64 + 4 * r + c % 4);
-  return c % 8 < 4 ? pair & 15 : pair >> 4;
-}
-
 struct FormatQ4_0 {
   static constexpr int values = 32, bytes = 18;
-  static int code(const std::byte* block, int r, int c) { return nibble(block, r, c) - 8; }
+  static int code(const std::byte* block, int r, int c) { return word_code<4>(block, r, c) - 8; }
   static float scale(const std::byte* block, int r) { return half_at(block + 256 + 2 * r); }
   static float minimum(const std::byte*, int) { return 0.0f; }
 };
 
 struct FormatQ4_1 {
   static constexpr int values = 32, bytes = 20;
-  static int code(const std::byte* block, int r, int c) { return nibble(block, r, c); }
+  static int code(const std::byte* block, int r, int c) { return word_code<4>(block, r, c); }
   static float scale(const std::byte* block, int r) { return half_at(block + 256 + 2 * r); }
   static float minimum(const std::byte* block, int r) { return half_at(block + 288 + 2 * r); }
+};
+
+// Sub-scales and minima of 6 bits for 32 columns each.
+struct FormatQ4_K {
+  static constexpr int values = 256, bytes = 144;
+  static int code(const std::byte* block, int r, int c) { return word_code<4>(block, r, c); }
+  static int six_bits(const std::byte* block, int r, int sub, int which) {
+    const unsigned low = byte_at(block + 2048 + sub * 16 + r) >> (4 * which) & 15;
+    const unsigned pair = byte_at(block + 2176 + sub / 2 * 16 + r) >> (sub % 2 * 4);
+    return static_cast<int>(low | (pair >> (2 * which) & 3) << 4);
+  }
+  static int sub_scale(const std::byte* block, int r, int sub) {
+    return six_bits(block, r, sub, 0);
+  }
+  static int sub_minimum(const std::byte* block, int r, int sub) {
+    return six_bits(block, r, sub, 1);
+  }
+  static float scale(const std::byte* block, int r) { return half_at(block + 2240 + 2 * r); }
+  static float minimum(const std::byte* block, int r) { return half_at(block + 2272 + 2 * r); }
 };
 
 struct FormatQ6_K {
   static constexpr int values = 256, bytes = 210;
   static int code(const std::byte* block, int r, int c) {
-    const uint8_t high =
-        byte_at(block + 2048 + c / 16 * 64 + 4 * r + c % 4) >> (c % 16 / 4 * 2) & 3;
-    return (nibble(block, r, c) | high << 4) - 32;
+    return (word_code<4>(block, r, c) | word_code<2>(block + 2048, r, c) << 4) - 32;
   }
   static int sub_scale(const std::byte* block, int r, int sub) {
     return static_cast<int8_t>(byte_at(block + 3072 + sub * 16 + r));
@@ -95,18 +123,26 @@ void clear(std::byte* group, int64_t bytes) {
   __builtin_memset(group, 0, static_cast<size_t>(bytes));
 }
 
-void pack_q1_0(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 128 * 18);
-  for (int r = 0; r < n_valid; ++r) {
-    for (int b = 0; b < cols / 128; ++b) {
-      const std::byte* source = rows + r * row_bytes + b * 18;
-      std::byte* block = group + b * 288;
-      __builtin_memcpy(block + 256 + 2 * r, source, 2);
-      for (int i = 0; i < 16; ++i) {
-        const unsigned bits = byte_at(source + 2 + i);
-        const int shift = r % 2 * 4;
-        put_bits(block + 2 * i * 8 + r / 2, (bits & 15) << shift);
-        put_bits(block + (2 * i + 1) * 8 + r / 2, bits >> 4 << shift);
+template <int Bits>
+void put_code(std::byte* words, int r, int c, unsigned code) {
+  constexpr int columns = 32 / Bits;
+  put_bits(words + c / columns * 64 + 4 * r + c % 4, code << (c % columns / 4 * Bits));
+}
+
+// q1_0 and q2_0: GGUF keeps fp16 d, then the codes, low bits first.
+template <int Bits, int Values>
+void pack_low_bits(const std::byte* rows, int64_t row_bytes, int n_valid, int cols,
+                   std::byte* group) {
+  constexpr int source_bytes = Values * Bits / 8 + 2, block_bytes = kGroupRows * source_bytes;
+  clear(group, int64_t{cols} / Values * block_bytes);
+  for (int b = 0; b < cols / Values; ++b) {
+    std::byte* block = group + int64_t{b} * block_bytes;
+    for (int r = 0; r < n_valid; ++r) {
+      const std::byte* source = rows + r * row_bytes + int64_t{b} * source_bytes;
+      __builtin_memcpy(block + 2 * Values * Bits + 2 * r, source, 2);
+      for (int c = 0; c < Values; ++c) {
+        const unsigned code = byte_at(source + 2 + c * Bits / 8) >> (c * Bits % 8);
+        put_code<Bits>(block, r, c, code & ((1u << Bits) - 1));
       }
     }
   }
@@ -130,7 +166,7 @@ void pack_nibbles(const std::byte* source, int r, std::byte* codes) {
   for (int c = 0; c < 32; ++c) {
     const unsigned pair = byte_at(source + c % 16);
     const unsigned code = c < 16 ? pair & 15 : pair >> 4;
-    put_bits(codes + c / 8 * 64 + 4 * r + c % 4, c % 8 < 4 ? code : code << 4);
+    put_code<4>(codes, r, c, code);
   }
 }
 
@@ -159,6 +195,37 @@ void pack_q4_1(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, 
   }
 }
 
+// The 6-bit sub-scale (which 0) or minimum (1) number sub of a GGUF Q4_K block: the first four lie in
+// the low bits of 4 bytes each, the last four are split over nibbles and the high bits of those.
+unsigned q4_k_six_bits(const std::byte* source, int sub, int which) {
+  const std::byte* s = source + 4;
+  if (sub < 4) return byte_at(s + 4 * which + sub) & 63u;
+  const unsigned low = byte_at(s + 4 + sub) >> (4 * which) & 15u;
+  return low | static_cast<unsigned>(byte_at(s + 4 * which + sub - 4) >> 6) << 4;
+}
+
+void pack_q4_k(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
+  clear(group, 16ll * cols / 256 * 144);
+  for (int b = 0; b < cols / 256; ++b) {
+    std::byte* block = group + b * 2304;
+    for (int r = 0; r < n_valid; ++r) {
+      const std::byte* source = rows + r * row_bytes + b * 144;
+      for (int c = 0; c < 256; ++c) {
+        // Runs of 64 columns in 32 bytes: the first 32 in the low nibbles.
+        const unsigned pair = byte_at(source + 16 + c / 64 * 32 + c % 32);
+        put_code<4>(block, r, c, c % 64 < 32 ? pair & 15 : pair >> 4);
+      }
+      for (int sub = 0; sub < 8; ++sub) {
+        const unsigned d = q4_k_six_bits(source, sub, 0), m = q4_k_six_bits(source, sub, 1);
+        put(block + 2048 + sub * 16 + r, (d & 15) | (m & 15) << 4);
+        put_bits(block + 2176 + sub / 2 * 16 + r, (d >> 4 | m >> 4 << 2) << (sub % 2 * 4));
+      }
+      __builtin_memcpy(block + 2240 + 2 * r, source, 2);
+      __builtin_memcpy(block + 2272 + 2 * r, source + 2, 2);
+    }
+  }
+}
+
 // Code of value c of a GGUF Q6_K block: halves of 128, in each four runs of 32.
 unsigned q6_k_code(const std::byte* source, int c) {
   const int half = c / 128, run = c % 128 / 32, l = c % 32;
@@ -175,8 +242,8 @@ void pack_q6_k(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, 
       const std::byte* source = rows + r * row_bytes + b * 210;
       for (int c = 0; c < 256; ++c) {
         const unsigned code = q6_k_code(source, c);
-        put_bits(block + c / 8 * 64 + 4 * r + c % 4, c % 8 < 4 ? code & 15 : (code & 15) << 4);
-        put_bits(block + 2048 + c / 16 * 64 + 4 * r + c % 4, code >> 4 << (c % 16 / 4 * 2));
+        put_code<4>(block, r, c, code & 15);
+        put_code<2>(block + 2048, r, c, code >> 4);
       }
       for (int s = 0; s < 16; ++s) put(block + 3072 + s * 16 + r, byte_at(source + 192 + s));
       __builtin_memcpy(block + 3328 + 2 * r, source + 208, 2);
@@ -228,6 +295,20 @@ void unpack_row<FormatQ6_K>(const PackedMatrix& w, int row, float* out) {
   }
 }
 
+template <>
+void unpack_row<FormatQ4_K>(const PackedMatrix& w, int row, float* out) {
+  const int r = row % kGroupRows;
+  for (int b = 0; b < w.cols / 256; ++b) {
+    const std::byte* block = block_of<FormatQ4_K>(w, row, b);
+    const float d = FormatQ4_K::scale(block, r), m = FormatQ4_K::minimum(block, r);
+    for (int c = 0; c < 256; ++c) {
+      const int code = FormatQ4_K::code(block, r, c) * FormatQ4_K::sub_scale(block, r, c / 32);
+      const float low = static_cast<float>(FormatQ4_K::sub_minimum(block, r, c / 32)) * m;
+      out[b * 256 + c] = static_cast<float>(code) * d - low;
+    }
+  }
+}
+
 void unpack_row_f32(const PackedMatrix& w, int row, float* out) {
   __builtin_memcpy(out, w.data + int64_t{row} * w.cols * 4, static_cast<size_t>(w.cols) * 4);
 }
@@ -245,16 +326,21 @@ void put_result(const MatmulArgs& args, int t, int row, float y) {
   *out = args.add ? *out + y : y;
 }
 
+// Column c of row t as the integer that was rounded.
+int act_value(const ActRows& a, int t, int c) {
+  const int64_t i = act_offset(a.n_rows, a.n_cols, t, c);
+  return a.low == nullptr ? a.q[i] : 256 * a.q[i] + a.low[i];
+}
+
 template <class Format>
 float product_row(const PackedMatrix& w, const ActRows& a, int row, int t) {
   const int r = row % kGroupRows, n = w.cols;
-  const int8_t* q = a.q + int64_t{t} * n;
   float y = 0.0f;
   for (int c = 0; c < n; c += a.block) {
     const std::byte* block = block_of<Format>(w, row, c / Format::values);
     int32_t s = 0;
     for (int i = c; i < c + a.block; ++i) {
-      s += Format::code(block, r, i % Format::values) * q[i];
+      s += Format::code(block, r, i % Format::values) * act_value(a, t, i);
     }
     const int64_t index = int64_t{t} * (n / a.block) + c / a.block;
     y = __builtin_fmaf(static_cast<float>(s), Format::scale(block, r) * a.d[index], y);
@@ -269,7 +355,6 @@ float product_row(const PackedMatrix& w, const ActRows& a, int row, int t) {
 template <>
 float product_row<FormatQ6_K>(const PackedMatrix& w, const ActRows& a, int row, int t) {
   const int r = row % kGroupRows, n = w.cols;
-  const int8_t* q = a.q + int64_t{t} * n;
   float y = 0.0f;
   for (int c = 0; c < n; c += 32) {
     const std::byte* block = block_of<FormatQ6_K>(w, row, c / 256);
@@ -277,11 +362,31 @@ float product_row<FormatQ6_K>(const PackedMatrix& w, const ActRows& a, int row, 
     for (int half = 0; half < 32; half += 16) {
       int32_t dot = 0;
       for (int i = c + half; i < c + half + 16; ++i)
-        dot += FormatQ6_K::code(block, r, i % 256) * q[i];
+        dot += FormatQ6_K::code(block, r, i % 256) * act_value(a, t, i);
       s += FormatQ6_K::sub_scale(block, r, (c + half) % 256 / 16) * dot;
     }
     const float d = FormatQ6_K::scale(block, r) * a.d[int64_t{t} * (n / 32) + c / 32];
     y = __builtin_fmaf(static_cast<float>(s), d, y);
+  }
+  return y;
+}
+
+template <>
+float product_row<FormatQ4_K>(const PackedMatrix& w, const ActRows& a, int row, int t) {
+  const int r = row % kGroupRows, n = w.cols;
+  float y = 0.0f;
+  for (int c = 0; c < n; c += 32) {
+    const std::byte* block = block_of<FormatQ4_K>(w, row, c / 256);
+    const int sub = c % 256 / 32;
+    int32_t dot = 0;
+    for (int i = c; i < c + 32; ++i) {
+      dot += FormatQ4_K::code(block, r, i % 256) * act_value(a, t, i);
+    }
+    const int64_t index = int64_t{t} * (n / 32) + c / 32;
+    const int32_t s = FormatQ4_K::sub_scale(block, r, sub) * dot;
+    const int32_t low = FormatQ4_K::sub_minimum(block, r, sub) * a.sums[index];
+    y = __builtin_fmaf(static_cast<float>(s), FormatQ4_K::scale(block, r) * a.d[index], y);
+    y = __builtin_fmaf(static_cast<float>(low), -FormatQ4_K::minimum(block, r) * a.d[index], y);
   }
   return y;
 }
@@ -317,36 +422,52 @@ void rms_norm(const float* x, const float* w, int n, float eps, float* y) {
   for (int i = 0; i < n; ++i) y[i] = x[i] * r * w[i];
 }
 
-void quantize_block(const float* x, int n, int8_t* q, float* d) {
+// The scale of a block for codes up to `top`; 0 or NaN when every code is 0.
+float scale_of_block(const float* x, int n, float top) {
   uint32_t largest = 0;
   for (int i = 0; i < n; ++i) {
     const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
+  if (largest >= 0x7f800000u) return float_of(0x7fc00000u);
   const float absmax = float_of(largest);
-  const bool finite = largest < 0x7f800000u;
-  if (!finite || absmax < kTinyMagnitude) {
-    *d = finite ? 0.0f : float_of(0x7fc00000u);
-    __builtin_memset(q, 0, static_cast<size_t>(n));
-    return;
-  }
-  *d = absmax / 127.0f;
-  for (int i = 0; i < n; ++i) {
-    const int code = static_cast<int>(round_even(x[i] / *d));
-    q[i] = static_cast<int8_t>(code > 127 ? 127 : code < -127 ? -127 : code);
-  }
+  return absmax < kTinyMagnitude ? 0.0f : absmax / top;
+}
+
+int code_of(float x, float d, int top) {
+  if (!(d > 0.0f)) return 0;
+  const int code = static_cast<int>(round_even(x / d));
+  return code > top ? top : code < -top ? -top : code;
 }
 
 void quantize(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
               int16_t* sums16) {
   for (int b = 0; b < n / block; ++b) {
-    quantize_block(x + b * block, block, q + b * block, d + b);
+    d[b] = scale_of_block(x + b * block, block, 127.0f);
     sums[b] = 0;
     for (int i = b * block; i < (b + 1) * block; i += 16) {
       int sum = 0;
-      for (int k = 0; k < 16; ++k) sum += q[i + k];
+      for (int k = i; k < i + 16; ++k) {
+        q[k] = static_cast<int8_t>(code_of(x[k], d[b], 127));
+        sum += q[k];
+      }
       sums16[i / 16] = static_cast<int16_t>(sum);
       sums[b] += sum;
+    }
+  }
+}
+
+void quantize16(const float* x, int n, int block, int8_t* high, int8_t* low, float* d,
+                int32_t* sums) {
+  for (int b = 0; b < n / block; ++b) {
+    d[b] = scale_of_block(x + b * block, block, 32512.0f);
+    sums[b] = 0;
+    for (int i = b * block; i < (b + 1) * block; ++i) {
+      const int code = code_of(x[i], d[b], 32512);
+      const int upper = (code + 128) >> 8;
+      high[i] = static_cast<int8_t>(upper);
+      low[i] = static_cast<int8_t>(code - 256 * upper);
+      sums[b] += code;
     }
   }
 }
@@ -369,13 +490,17 @@ constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, i
                          matmul_f32<unpack_row_f32>};
   at(WeightType::f16) = {pack_plain, unpack_row_f16, matmul_f32<unpack_row_f16>,
                          matmul_f32<unpack_row_f16>};
-  at(WeightType::q1_0) = weight_kernels<FormatQ1_0>(pack_q1_0);
+  at(WeightType::q1_0) = weight_kernels<FormatQ1_0>(pack_low_bits<1, 128>);
+  at(WeightType::q2_0) = weight_kernels<FormatQ2_0<64>>(pack_low_bits<2, 64>);
+  at(WeightType::pq2_0) = weight_kernels<FormatQ2_0<128>>(pack_low_bits<2, 128>);
+  at(WeightType::q4_k) = weight_kernels<FormatQ4_K>(pack_q4_k);
   at(WeightType::q8_0) = weight_kernels<FormatQ8_0>(pack_q8_0);
   at(WeightType::q4_0) = weight_kernels<FormatQ4_0>(pack_q4_0);
   at(WeightType::q4_1) = weight_kernels<FormatQ4_1>(pack_q4_1);
   at(WeightType::q6_k) = weight_kernels<FormatQ6_K>(pack_q6_k);
   table.rms_norm = rms_norm;
   table.quantize = quantize;
+  table.quantize16 = quantize16;
   table.silu_mul = silu_mul;
 }
 

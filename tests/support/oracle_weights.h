@@ -48,6 +48,21 @@ inline void decode_q6_k(const uint8_t* p, double* out) {
   }
 }
 
+// Sub-scales and minima as the published layout of the 12 bytes has them.
+inline void decode_q4_k(const uint8_t* p, double* product, double* minimum) {
+  const double d = half(p), m = half(p + 2);
+  const uint8_t* s = p + 4;
+  for (int j = 0; j < 8; ++j) {
+    const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+    const int low = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6) << 4;
+    for (int l = 0; l < 32; ++l) {
+      const uint8_t pair = p[16 + j / 2 * 32 + l];
+      product[32 * j + l] = d * scale * (j % 2 == 0 ? pair & 15 : pair >> 4);
+      minimum[32 * j + l] = -m * low;
+    }
+  }
+}
+
 inline void decode_block(WeightType type, const uint8_t* p, double* product, double* minimum) {
   switch (type) {
     case WeightType::f32: {
@@ -77,6 +92,14 @@ inline void decode_block(WeightType type, const uint8_t* p, double* product, dou
       return;
     case WeightType::q6_k:
       return decode_q6_k(p, product);
+    case WeightType::q4_k:
+      return decode_q4_k(p, product, minimum);
+    case WeightType::q2_0:
+    case WeightType::pq2_0:
+      for (int j = 0; j < info(type).block_values; ++j) {
+        product[j] = ((p[2 + j / 4] >> (j % 4 * 2) & 3) - 1) * half(p);
+      }
+      return;
     case WeightType::q1_0:
       for (int j = 0; j < 128; ++j) product[j] = p[2 + j / 8] >> (j % 8) & 1 ? half(p) : -half(p);
       return;
@@ -104,8 +127,9 @@ struct Product {
 constexpr double kHalfUlp = 0x1p-24;
 
 // q: codes of one activation row, d: one scale for each `block` of them. Each term is rounded when
-// its scales are multiplied, when its integer becomes a float and when it is added.
-inline Product quantized_dot(const Row& w, const int8_t* q, const float* d, int block) {
+// its scales are multiplied, when its integer becomes a float and when it is added; the product of
+// q4_k's sub-scales is part of the integer.
+inline Product quantized_dot(const Row& w, const int32_t* q, const float* d, int block) {
   Product out;
   double magnitude = 0;
   int terms = 0;

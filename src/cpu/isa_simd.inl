@@ -1,0 +1,16 @@
+// The whole table of a vector header: included by each ISA file after it.
+#pragma once
+
+#include "cpu/attend_simd.inl"
+#include "cpu/rows_simd.inl"
+#include "cpu/weights_simd.inl"
+
+namespace bantam {
+namespace {
+void fill_simd(Kernels& table) {
+  fill_rows_simd(table);
+  fill_weights_simd(table);
+  fill_attend_simd(table);
+}
+}  // namespace
+}  // namespace bantam

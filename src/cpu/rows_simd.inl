@@ -1,0 +1,230 @@
+// Rows of floats with vectors: exp, SiLU, norm, rounding to integers, softmax, merge, rotation. The
+// bits of weights_scalar.inl and attend_scalar.inl. Tails shorter than a vector are masked; absent
+// lanes add nothing. Includers choose the vector header first.
+#pragma once
+
+#include "cpu/attend_scalar.inl"
+#include "cpu/kernels.h"
+
+namespace bantam {
+namespace {
+
+BANTAM_INLINE Floats exp_simd(Floats x) {
+  const Mask low = m_less(x, f_set(kExpLowest)), high = m_less(f_set(kExpHighest), x);
+  const Mask nan = m_nan(x);
+  const Floats magic = f_set(kRoundMagic);
+  const Floats n = f_sub(f_add(f_mul(x, f_set(kLog2e)), magic), magic);
+  Floats r = f_fma(n, f_set(-kLn2Hi), x);
+  r = f_fma(n, f_set(-kLn2Lo), r);
+  Floats p = f_fma(f_set(kExpC7), r, f_set(kExpC6));
+  p = f_fma(p, r, f_set(kExpC5));
+  p = f_fma(p, r, f_set(kExpC4));
+  p = f_fma(p, r, f_set(kExpC3));
+  p = f_fma(p, r, f_set(kExpC2));
+  p = f_fma(p, r, f_set(1.0f));
+  p = f_fma(p, r, f_set(1.0f));
+  const Ints exponent = i_add(i_round(n), i_set(127));
+  Floats y = f_mul(p, f_from_bits(i_shift_left<23>(exponent)));
+  y = f_select(high, f_set(float_of(0x7f800000u)), y);
+  y = f_select(low, f_zero(), y);
+  return f_select(nan, x, y);
+}
+
+BANTAM_INLINE Floats silu_simd(Floats x) {
+  const Mask negative = m_less(x, f_zero());
+  const Floats e = exp_simd(f_select(negative, x, f_sub(f_set(-0.0f), x)));
+  const Floats one = f_set(1.0f);
+  return f_mul(x, f_div(f_select(negative, e, one), f_add(one, e)));
+}
+
+BANTAM_INLINE Floats f_abs(Floats x) { return f_from_bits(i_and(i_bits(x), i_set(0x7fffffff))); }
+
+void rms_norm_simd(const float* x, const float* w, int n, float eps, float* y) {
+  Floats lanes = f_zero();
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const Floats v = f_load(x + i);
+    lanes = f_fma(v, v, lanes);
+  }
+  if (i < n) {
+    // Absent lanes are +0: fma(0, 0, lane) keeps a lane, for none is -0.
+    const Floats v = f_load_n(x + i, n - i);
+    lanes = f_fma(v, v, lanes);
+  }
+  const float mean = f_tree(lanes) / static_cast<float>(n);
+  const Floats r = f_set(1.0f / __builtin_sqrtf(mean + eps));
+  for (i = 0; i + 16 <= n; i += 16) {
+    f_store(y + i, f_mul(f_mul(f_load(x + i), r), f_load(w + i)));
+  }
+  if (i < n) {
+    f_store_n(y + i, f_mul(f_mul(f_load_n(x + i, n - i), r), f_load_n(w + i, n - i)), n - i);
+  }
+}
+
+// Rule 3: the largest magnitude of a block of n values as its scale for codes up to `top`. 0 or NaN
+// when there is nothing to round.
+BANTAM_INLINE float block_scale(const float* x, int n, float top) {
+  Ints largest = i_zero();
+  for (int i = 0; i < n; i += 16) {
+    largest = i_max(largest, i_and(i_bits(f_load(x + i)), i_set(0x7fffffff)));
+  }
+  const uint32_t bits = static_cast<uint32_t>(i_largest(largest));
+  if (bits >= 0x7f800000u) return float_of(0x7fc00000u);
+  const float absmax = float_of(bits);
+  return absmax < kTinyMagnitude ? 0.0f : absmax / top;
+}
+
+BANTAM_INLINE Ints block_codes(const float* x, Floats divisor, int top) {
+  const Ints code = i_round(f_div(f_load(x), divisor));
+  return i_max(i_min(code, i_set(top)), i_set(-top));
+}
+
+void quantize_simd(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
+                   int16_t* sums16) {
+  for (int b = 0; b < n / block; ++b) {
+    const float* values = x + b * block;
+    int8_t* codes = q + b * block;
+    int16_t* parts = sums16 + b * block / 16;
+    d[b] = block_scale(values, block, 127.0f);
+    sums[b] = 0;
+    if (!(d[b] > 0.0f)) {
+      __builtin_memset(codes, 0, static_cast<size_t>(block));
+      __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
+      continue;
+    }
+    const Floats divisor = f_set(d[b]);
+    for (int i = 0; i < block; i += 16) {
+      const Ints code = block_codes(values + i, divisor, 127);
+      i_store_bytes(codes + i, code);
+      const int32_t sum = i_total(code);
+      parts[i / 16] = static_cast<int16_t>(sum);
+      sums[b] += sum;
+    }
+  }
+}
+
+void quantize16_simd(const float* x, int n, int block, int8_t* high, int8_t* low, float* d,
+                     int32_t* sums) {
+  for (int b = 0; b < n / block; ++b) {
+    const int at = b * block;
+    d[b] = block_scale(x + at, block, 32512.0f);
+    sums[b] = 0;
+    if (!(d[b] > 0.0f)) {
+      __builtin_memset(high + at, 0, static_cast<size_t>(block));
+      __builtin_memset(low + at, 0, static_cast<size_t>(block));
+      continue;
+    }
+    const Floats divisor = f_set(d[b]);
+    Ints total = i_zero();
+    for (int i = at; i < at + block; i += 16) {
+      const Ints code = block_codes(x + i, divisor, 32512);
+      const Ints upper = i_shift_right<8>(i_add(code, i_set(128)));
+      i_store_bytes(high + i, upper);
+      i_store_bytes(low + i, i_sub(code, i_shift_left<8>(upper)));
+      total = i_add(total, code);
+    }
+    sums[b] = i_total(total);
+  }
+}
+
+void silu_mul_simd(const float* gate, const float* up, int n, float* out) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) f_store(out + i, f_mul(silu_simd(f_load(gate + i)), f_load(up + i)));
+  if (i < n) {
+    const Floats y = silu_simd(f_load_n(gate + i, n - i));
+    f_store_n(out + i, f_mul(y, f_load_n(up + i, n - i)), n - i);
+  }
+}
+
+void softmax_page_simd(float* s, int n_visible, float* m, float* l) {
+  // The scalar comparison skips NaN unless it comes first; a row with a NaN ends as NaN either way.
+  Floats top = f_set(s[0]);
+  for (int i = 0; i < n_visible; i += 16) {
+    const Floats x = f_select(m_first(n_visible - i), f_load(s + i), top);
+    top = f_select(m_less(top, x), x, top);
+  }
+  alignas(64) float tops[16];
+  f_store(tops, top);
+  float largest = tops[0];
+  for (int i = 1; i < 16; ++i) largest = tops[i] > largest ? tops[i] : largest;
+  Floats lanes = f_zero();
+  for (int i = 0; i < n_visible; i += 16) {
+    const Floats p = f_select(m_first(n_visible - i), exp_simd(f_sub(f_load(s + i), f_set(largest))),
+                              f_zero());
+    lanes = f_add(lanes, p);
+    f_store(s + i, p);
+  }
+  for (int i = (n_visible + 15) / 16 * 16; i < 256; i += 16) f_store(s + i, f_zero());
+  *m = largest;
+  *l = f_tree(lanes);
+}
+
+void merge_simd(int head_dim, float* m, float* l, float* acc, float m_p, float l_p,
+                const float* acc_p) {
+  const float top = m_p > *m ? m_p : *m;
+  const float a = exp_f32(*m - top), b = exp_f32(m_p - top);
+  for (int i = 0; i < head_dim; i += 16) {
+    f_store(acc + i, f_add(f_mul(f_load(acc + i), f_set(a)), f_mul(f_load(acc_p + i), f_set(b))));
+  }
+  *l = *l * a + l_p * b;
+  *m = top;
+}
+
+void finish_simd(int head_dim, const float* acc, float l, float* out) {
+  for (int i = 0; i < head_dim; i += 16) f_store(out + i, f_div(f_load(acc + i), f_set(l)));
+}
+
+template <int Vectors>
+BANTAM_INLINE void rotate_block(float* x, Floats norm) {
+  Floats v[Vectors];
+  for (int i = 0; i < Vectors; ++i) {
+    v[i] = f_load(x + 16 * i);
+    v[i] = f_butterfly<8>(f_butterfly<4>(f_butterfly<2>(f_butterfly<1>(v[i]))));
+  }
+  for (int stride = 1; stride < Vectors; stride *= 2) {
+    for (int i = 0; i < Vectors; i += 2 * stride) {
+      for (int j = i; j < i + stride; ++j) {
+        const Floats a = v[j], b = v[j + stride];
+        v[j] = f_add(a, b);
+        v[j + stride] = f_sub(a, b);
+      }
+    }
+  }
+  for (int i = 0; i < Vectors; ++i) f_store(x + 16 * i, f_mul(v[i], norm));
+}
+
+void rotate_simd(float* x, int n, int block) {
+  const Floats norm = f_set(rotation_norm(block));
+  for (int start = 0; start < n; start += block) {
+    if (block == 32) rotate_block<2>(x + start, norm);
+    if (block == 64) rotate_block<4>(x + start, norm);
+    if (block == 128) rotate_block<8>(x + start, norm);
+    if (block == 256) rotate_block<16>(x + start, norm);
+  }
+}
+
+void rope_simd(float* x, int rope_dims, bool interleaved, const float* cos, const float* sin) {
+  const int half = rope_dims / 2;
+  if (interleaved || half % 16 != 0) return rope(x, rope_dims, interleaved, cos, sin);
+  for (int i = 0; i < half; i += 16) {
+    const Floats a = f_load(x + i), b = f_load(x + half + i);
+    const Floats c = f_load(cos + i), s = f_load(sin + i);
+    f_store(x + i, f_sub(f_mul(a, c), f_mul(b, s)));
+    f_store(x + half + i, f_add(f_mul(a, s), f_mul(b, c)));
+  }
+}
+
+void fill_rows_simd(Kernels& table) {
+  table.rms_norm = rms_norm_simd;
+  table.quantize = quantize_simd;
+  table.quantize16 = quantize16_simd;
+  table.silu_mul = silu_mul_simd;
+  table.softmax_page = softmax_page_simd;
+  table.merge = merge_simd;
+  table.finish = finish_simd;
+  table.rotate = rotate_simd;
+  table.rope = rope_simd;
+}
+
+}  // namespace
+}  // namespace bantam

@@ -1,0 +1,223 @@
+// The vocabulary of the SIMD kernels (rows_simd.inl, weights_simd.inl, attend_simd.inl) for AVX-512
+// with VNNI, VBMI and GFNI. Every vector header offers the same names: 16 floats, 16 int32 and 64
+// bytes at a time, whatever the registers are, so that one text of the kernels serves all CPUs with
+// the same bits. Owns no memory, refuses nothing. Internal linkage: ISA files emit no weak symbols.
+//
+// Products. A `Quad` is four int8 activations repeated for 16 lanes; a lane of codes is the four
+// codes of one row (or position, or channel). Three strengths, each with an accumulator of its own:
+//   bit_*    codes are one bit of a word of planes        up to 32 quads to an accumulator
+//   small_*  unsigned codes; code * quads <= 120           for example 15 x 8 quads, 3 x 32 quads
+//   wide_*   codes of wide_code(signed bytes), biased by kWideBias, or unsigned up to 63
+//   value_*  signed bytes against unsigned weights 0..255 (rule 5), up to 8 quads
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/half.h"
+#include "codec/numerics.h"
+
+namespace bantam {
+namespace {
+
+#define BANTAM_INLINE inline __attribute__((always_inline))
+
+typedef __m512 Floats;
+typedef __m512i Ints;
+typedef __m512i Bytes;
+typedef __m512i Quad;
+typedef __mmask16 Mask;
+
+// Rows of activations that share one unpacked weight: as many accumulators as registers allow.
+constexpr int kTileTokens = 24;
+constexpr int kTileTokensSmall = 24;
+constexpr int kTileTokensWide = 24;
+// Independent chains of a single row, to cover the latency of the dot instruction.
+constexpr int kChains = 4;
+// Vectors of float keys and of float channels that are summed at a time.
+constexpr int kFloatKeys = 16;
+constexpr int kFloatChannels = 8;
+// How far ahead of a single row the next bytes of the packed stream are asked for.
+constexpr int kPrefetchBytes = 4096;
+
+// ---- floats
+
+BANTAM_INLINE Floats f_zero() { return _mm512_setzero_ps(); }
+BANTAM_INLINE Floats f_set(float x) { return _mm512_set1_ps(x); }
+BANTAM_INLINE Floats f_load(const float* p) { return _mm512_loadu_ps(p); }
+BANTAM_INLINE void f_store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+BANTAM_INLINE Mask m_first(int n) {
+  return n >= 16 ? Mask(0xffff) : static_cast<Mask>((1u << (n < 0 ? 0 : n)) - 1);
+}
+BANTAM_INLINE Floats f_load_n(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(m_first(n), p);
+}
+BANTAM_INLINE void f_store_n(float* p, Floats x, int n) { _mm512_mask_storeu_ps(p, m_first(n), x); }
+BANTAM_INLINE Floats f_add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+BANTAM_INLINE Floats f_sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+BANTAM_INLINE Floats f_mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+BANTAM_INLINE Floats f_div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+BANTAM_INLINE Mask m_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+BANTAM_INLINE Mask m_nan(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+// a where the mask is set, else b.
+BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) { return _mm512_mask_mov_ps(b, m, a); }
+BANTAM_INLINE Floats f_from_bits(Ints x) { return _mm512_castsi512_ps(x); }
+BANTAM_INLINE Ints i_bits(Floats x) { return _mm512_castps_si512(x); }
+BANTAM_INLINE Floats f_halves(const std::byte* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+BANTAM_INLINE Floats f_brains(const std::byte* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return f_from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+// Rule 2: lane j + lane j + 8, then + 4, + 2, + 1.
+BANTAM_INLINE float f_tree(Floats x) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+// Butterfly of rule 6 inside the vector: partner lane = lane ^ Stride.
+template <int Stride>
+BANTAM_INLINE Floats f_butterfly(Floats x) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Floats partner =
+      _mm512_permutexvar_ps(_mm512_xor_si512(lane, _mm512_set1_epi32(Stride)), x);
+  const Mask upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(Stride));
+  return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
+}
+
+// ---- int32
+
+BANTAM_INLINE Ints i_zero() { return _mm512_setzero_si512(); }
+BANTAM_INLINE Ints i_set(int32_t x) { return _mm512_set1_epi32(x); }
+BANTAM_INLINE Ints i_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+BANTAM_INLINE Ints i_sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+BANTAM_INLINE Ints i_mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
+BANTAM_INLINE Ints i_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+BANTAM_INLINE Ints i_max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+BANTAM_INLINE Ints i_min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
+template <int N>
+BANTAM_INLINE Ints i_shift_left(Ints a) {
+  return _mm512_slli_epi32(a, N);
+}
+template <int N>
+BANTAM_INLINE Ints i_shift_right(Ints a) {  // arithmetic
+  return _mm512_srai_epi32(a, N);
+}
+BANTAM_INLINE Floats f_from_ints(Ints a) { return _mm512_cvtepi32_ps(a); }
+BANTAM_INLINE Ints i_round(Floats x) { return _mm512_cvtps_epi32(x); }
+BANTAM_INLINE int32_t i_total(Ints a) { return _mm512_reduce_add_epi32(a); }
+BANTAM_INLINE int32_t i_largest(Ints a) { return _mm512_reduce_max_epi32(a); }
+// The low bytes of 16 lanes.
+BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {  // signed
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// ---- bytes
+
+BANTAM_INLINE Bytes b_load(const std::byte* p) { return _mm512_loadu_si512(p); }
+BANTAM_INLINE Bytes b_set(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+BANTAM_INLINE Bytes b_sub(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
+BANTAM_INLINE Bytes b_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+// Codes of Bits bits, number K from the low end of each byte.
+template <int Bits, int K>
+BANTAM_INLINE Bytes b_field(Bytes a) {
+  const Bytes part = K == 0 ? a : _mm512_srli_epi16(a, Bits * K);
+  return _mm512_and_si512(part, b_set((1 << Bits) - 1));
+}
+template <int N>
+BANTAM_INLINE Bytes b_shift_left(Bytes a) {  // no bit may leave its byte
+  return _mm512_slli_epi16(a, N);
+}
+// 16 where the bit of the plane is set, bit n belonging to byte n.
+BANTAM_INLINE Bytes b_fifth_bits(const std::byte* plane) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, plane, 8);
+  return _mm512_maskz_mov_epi8(_cvtu64_mask64(bits), b_set(16));
+}
+BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table16));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
+}
+// Negates the lanes' bytes whose flag byte (0 or -1) is set.
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) { return b_sub(_mm512_xor_si512(a, flags), flags); }
+
+BANTAM_INLINE Quad quad(const void* four) {
+  int32_t x;
+  __builtin_memcpy(&x, four, 4);
+  return _mm512_set1_epi32(x);
+}
+// 0 or -1 for each of 32 fp16: its sign.
+BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+  const __mmask32 negative = _mm512_movepi16_mask(_mm512_loadu_si512(halves));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_movm_epi8(negative));
+}
+
+// ---- products
+
+struct BitAcc {
+  __m512i v = _mm512_setzero_si512();
+};
+typedef BitAcc SmallAcc;
+typedef BitAcc WideAcc;
+typedef BitAcc ValueAcc;
+constexpr int kWideBias = 128;
+constexpr bool kValueCorrection = false;
+BANTAM_INLINE Ints value_correction(const Bytes*, int) { return _mm512_setzero_si512(); }
+
+BANTAM_INLINE void dot_step(BitAcc& acc, Bytes unsigned_bytes, Bytes signed_bytes) {
+  acc.v = _mm512_dpbusd_epi32(acc.v, unsigned_bytes, signed_bytes);
+}
+// Bit K of every byte as 0 or 1: one affine map over GF(2) whose only row picks that bit.
+template <int K>
+BANTAM_INLINE Bytes bit_code(Bytes word) {
+  const __m512i pick = _mm512_set1_epi64(static_cast<int64_t>(uint64_t{1} << (56 + K)));
+  return _mm512_gf2p8affine_epi64_epi8(word, pick, 0);
+}
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+BANTAM_INLINE Ints bit_sum(BitAcc acc) { return acc.v; }
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+BANTAM_INLINE Ints small_sum(SmallAcc acc) { return acc.v; }
+BANTAM_INLINE Bytes wide_code(Bytes signed_codes) {
+  return _mm512_xor_si512(signed_codes, b_set(0x80));
+}
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+BANTAM_INLINE Ints wide_sum(WideAcc acc) { return acc.v; }
+BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
+template <int Bits>
+BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
+  dot_step(acc, weights, values);
+}
+BANTAM_INLINE Ints value_sum(ValueAcc acc) { return acc.v; }
+
+// The trees of rule 2 for 16 vectors at once: lane k of the result is the sum of v[k]'s lanes.
+BANTAM_INLINE Floats f_trees(Floats* v) {
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(v[2 * i]), b = _mm512_castps_pd(v[2 * i + 1]);
+    v[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const __m512 sums =
+      _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
+  // Lane 4c + e holds vector 4e + c.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_ps(order, sums);
+}
+
+}  // namespace
+}  // namespace bantam
