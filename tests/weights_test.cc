@@ -333,7 +333,7 @@ struct ActPath {
   bool wide;
 };
 
-// Types with larger blocks also take 32, in the down projection; q6_k has no i16.
+// Types with larger blocks also take 32, in the down projection; codes above 4 bits have no i16.
 std::vector<ActPath> act_paths_of(WeightType type) {
   const int block = info(type).act_block;
   std::vector<ActPath> paths = {{0, false}};

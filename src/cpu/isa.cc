@@ -7,6 +7,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 namespace bantam {
 
@@ -14,9 +17,27 @@ namespace {
 
 bool scalar_supported() { return true; }
 
+#if defined(__aarch64__)
+bool neon_supported() { return true; }
+// HWCAP_ASIMDDP of the kernel's interface.
+bool dotprod_supported() { return (::getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+#endif
+
 #if defined(__x86_64__)
 bool scalar_fma_supported() {
   return __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("avx2") != 0;
+}
+
+// Leaf 1, ECX bit 29 is F16C; clang 16 has no name for it.
+bool avx2_supported() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return scalar_fma_supported() && __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & 1u << 29) != 0;
+}
+
+// Leaf 7, subleaf 1, EAX bit 4; the compiler's list has no name for it.
+bool avxvnni_supported() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return avx2_supported() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
 }
 
 bool avx512_supported() {

@@ -170,8 +170,14 @@ struct Kernels {
 
 // One function for each instruction set, in its own file; the only external symbol of that file.
 void fill_scalar(Kernels& table);
+#if defined(__aarch64__)
+void fill_neon(Kernels& table);
+void fill_dotprod(Kernels& table);
+#endif
 #if defined(__x86_64__)
 void fill_scalar_fma(Kernels& table);
+void fill_avx2(Kernels& table);
+void fill_avxvnni(Kernels& table);
 void fill_avx512(Kernels& table);
 #endif
 

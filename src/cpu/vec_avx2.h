@@ -1,0 +1,344 @@
+// The vocabulary of vec_avx512.h for AVX2 with FMA and F16C, and, where the including file says
+// BANTAM_AVX_VNNI, the 256-bit VPDPBUSD. Two registers hold what a 512-bit one holds. Without VNNI
+// products are exact by 16-bit sums: VPMADDUBSW saturates with two 8-bit factors, so wide codes lend
+// their sign to the activations and value weights are split (255 = 2 * 127 + 1).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/half.h"
+#include "codec/numerics.h"
+
+namespace bantam {
+namespace {
+
+#define BANTAM_INLINE inline __attribute__((always_inline))
+// Both registers of a pair.
+#define BANTAM_BOTH(expression) \
+  for (int i = 0; i < 2; ++i) expression
+
+struct Floats {
+  __m256 v[2];
+};
+struct Ints {
+  __m256i v[2];
+};
+typedef Ints Bytes;
+typedef __m256i Quad;
+typedef Floats Mask;
+
+constexpr int kTileTokens = 4;
+constexpr int kTileTokensSmall = 4;
+constexpr int kTileTokensWide = 4;
+constexpr int kChains = 2;
+constexpr int kFloatKeys = 4;
+constexpr int kFloatChannels = 4;
+constexpr int kPrefetchBytes = 2048;
+
+// ---- floats
+
+BANTAM_INLINE Floats f_set(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+BANTAM_INLINE Floats f_zero() { return f_set(0.0f); }
+BANTAM_INLINE Floats f_load(const float* p) {
+  return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}};
+}
+BANTAM_INLINE void f_store(float* p, Floats x) {
+  BANTAM_BOTH(_mm256_storeu_ps(p + 8 * i, x.v[i]));
+}
+BANTAM_INLINE Mask m_first(int n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {{_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane)),
+           _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane))}};
+}
+BANTAM_INLINE Floats f_load_n(const float* p, int n) {
+  const Mask m = m_first(n);
+  Floats out;
+  BANTAM_BOTH(out.v[i] = _mm256_maskload_ps(p + 8 * i, _mm256_castps_si256(m.v[i])));
+  return out;
+}
+BANTAM_INLINE void f_store_n(float* p, Floats x, int n) {
+  const Mask m = m_first(n);
+  BANTAM_BOTH(_mm256_maskstore_ps(p + 8 * i, _mm256_castps_si256(m.v[i]), x.v[i]));
+}
+#define BANTAM_PAIR(Type, name, intrinsic)       \
+  BANTAM_INLINE Type name(Type a, Type b) {      \
+    Type out;                                    \
+    BANTAM_BOTH(out.v[i] = intrinsic(a.v[i], b.v[i])); \
+    return out;                                  \
+  }
+BANTAM_PAIR(Floats, f_add, _mm256_add_ps)
+BANTAM_PAIR(Floats, f_sub, _mm256_sub_ps)
+BANTAM_PAIR(Floats, f_mul, _mm256_mul_ps)
+BANTAM_PAIR(Floats, f_div, _mm256_div_ps)
+BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
+  BANTAM_BOTH(c.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]));
+  return c;
+}
+BANTAM_INLINE Mask m_less(Floats a, Floats b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmp_ps(a.v[i], b.v[i], _CMP_LT_OQ));
+  return a;
+}
+BANTAM_INLINE Mask m_nan(Floats a) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmp_ps(a.v[i], a.v[i], _CMP_UNORD_Q));
+  return a;
+}
+BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) {
+  BANTAM_BOTH(b.v[i] = _mm256_blendv_ps(b.v[i], a.v[i], m.v[i]));
+  return b;
+}
+BANTAM_INLINE Floats f_from_bits(Ints x) {
+  return {{_mm256_castsi256_ps(x.v[0]), _mm256_castsi256_ps(x.v[1])}};
+}
+BANTAM_INLINE Ints i_bits(Floats x) {
+  return {{_mm256_castps_si256(x.v[0]), _mm256_castps_si256(x.v[1])}};
+}
+BANTAM_INLINE __m128i load_16(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+BANTAM_INLINE Floats f_halves(const std::byte* p) {
+  return {{_mm256_cvtph_ps(load_16(p)), _mm256_cvtph_ps(load_16(p + 16))}};
+}
+BANTAM_INLINE Floats f_brains(const std::byte* p) {
+  Ints x;
+  BANTAM_BOTH(x.v[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p + 16 * i)), 16));
+  return f_from_bits(x);
+}
+// Rule 2: lane j + lane j + 8, then + 4, + 2, + 1.
+BANTAM_INLINE float f_tree(Floats x) {
+  const __m256 a = _mm256_add_ps(x.v[0], x.v[1]);
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+BANTAM_INLINE Floats f_trees(Floats* v) {
+  alignas(64) float sums[16];
+  for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
+  return f_load(sums);
+}
+template <int Stride>
+BANTAM_INLINE Floats f_butterfly(Floats x) {
+  if constexpr (Stride == 8) {
+    return {{_mm256_add_ps(x.v[0], x.v[1]), _mm256_sub_ps(x.v[0], x.v[1])}};
+  } else {
+    constexpr int upper = Stride == 1 ? 0xaa : Stride == 2 ? 0xcc : 0xf0;
+    for (int i = 0; i < 2; ++i) {
+      const __m256 a = x.v[i];
+      const __m256 partner = Stride == 4   ? _mm256_permute2f128_ps(a, a, 1)
+                             : Stride == 2 ? _mm256_permute_ps(a, 0x4e)
+                                           : _mm256_permute_ps(a, 0xb1);
+      x.v[i] = _mm256_blend_ps(_mm256_add_ps(a, partner), _mm256_sub_ps(partner, a), upper);
+    }
+    return x;
+  }
+}
+
+// ---- int32
+
+BANTAM_INLINE Ints i_set(int32_t x) { return {{_mm256_set1_epi32(x), _mm256_set1_epi32(x)}}; }
+BANTAM_INLINE Ints i_zero() { return i_set(0); }
+BANTAM_PAIR(Ints, i_add, _mm256_add_epi32)
+BANTAM_PAIR(Ints, i_sub, _mm256_sub_epi32)
+BANTAM_PAIR(Ints, i_mul, _mm256_mullo_epi32)
+BANTAM_PAIR(Ints, i_and, _mm256_and_si256)
+BANTAM_PAIR(Ints, i_max, _mm256_max_epi32)
+BANTAM_PAIR(Ints, i_min, _mm256_min_epi32)
+template <int N>
+BANTAM_INLINE Ints i_shift_left(Ints a) {
+  return {{_mm256_slli_epi32(a.v[0], N), _mm256_slli_epi32(a.v[1], N)}};
+}
+template <int N>
+BANTAM_INLINE Ints i_shift_right(Ints a) {
+  return {{_mm256_srai_epi32(a.v[0], N), _mm256_srai_epi32(a.v[1], N)}};
+}
+BANTAM_INLINE Floats f_from_ints(Ints a) {
+  return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}};
+}
+BANTAM_INLINE Ints i_round(Floats x) {
+  return {{_mm256_cvtps_epi32(x.v[0]), _mm256_cvtps_epi32(x.v[1])}};
+}
+BANTAM_INLINE int32_t i_total(Ints a) {
+  const __m256i s = _mm256_add_epi32(a.v[0], a.v[1]);
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+BANTAM_INLINE int32_t i_largest(Ints a) {
+  const __m256i s = _mm256_max_epi32(a.v[0], a.v[1]);
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
+  const __m256i low = _mm256_set1_epi32(255);
+  const __m256i a16 =
+      _mm256_packus_epi32(_mm256_and_si256(a.v[0], low), _mm256_and_si256(a.v[1], low));
+  const __m256i a8 = _mm256_packus_epi16(a16, a16);  // 32-bit parts: 0-3, 8-11, .. | 4-7, 12-15
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
+  _mm_storeu_si128(static_cast<__m128i*>(p),
+                   _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(a8, order)));
+}
+BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
+  const __m128i x = load_16(p);
+  return {{_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))}};
+}
+
+// ---- bytes
+
+BANTAM_INLINE Bytes b_load(const std::byte* p) {
+  Bytes out;
+  BANTAM_BOTH(out.v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * i)));
+  return out;
+}
+BANTAM_INLINE Bytes b_set(int x) {
+  const __m256i v = _mm256_set1_epi8(static_cast<char>(x));
+  return {{v, v}};
+}
+BANTAM_PAIR(Bytes, b_sub, _mm256_sub_epi8)
+BANTAM_PAIR(Bytes, b_or, _mm256_or_si256)
+template <int Bits, int K>
+BANTAM_INLINE Bytes b_field(Bytes a) {
+  if constexpr (K != 0) BANTAM_BOTH(a.v[i] = _mm256_srli_epi16(a.v[i], Bits * K));
+  return i_and(a, b_set((1 << Bits) - 1));
+}
+template <int N>
+BANTAM_INLINE Bytes b_shift_left(Bytes a) {
+  BANTAM_BOTH(a.v[i] = _mm256_slli_epi16(a.v[i], N));
+  return a;
+}
+// -1 where the bit is set: 32 bits to 32 bytes.
+BANTAM_INLINE __m256i bit_bytes(uint32_t bits) {
+  const __m256i place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
+                                           0x0303030303030303);
+  const __m256i pick = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), place);
+  return _mm256_cmpeq_epi8(_mm256_and_si256(spread, pick), pick);
+}
+BANTAM_INLINE Bytes b_fifth_bits(const std::byte* plane) {
+  uint32_t bits[2];
+  __builtin_memcpy(bits, plane, 8);
+  Bytes out;
+  BANTAM_BOTH(out.v[i] = _mm256_and_si256(bit_bytes(bits[i]), _mm256_set1_epi8(16)));
+  return out;
+}
+BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
+  const __m256i table = _mm256_broadcastsi128_si256(load_16(table16));
+  BANTAM_BOTH(index.v[i] = _mm256_shuffle_epi8(table, index.v[i]));
+  return index;
+}
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) {
+  BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), flags));
+  return a;
+}
+BANTAM_INLINE Quad quad(const void* four) {
+  int32_t x;
+  __builtin_memcpy(&x, four, 4);
+  return _mm256_set1_epi32(x);
+}
+BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+  const Bytes x = b_load(halves);
+  const __m256i packed =
+      _mm256_packs_epi16(_mm256_srai_epi16(x.v[0], 15), _mm256_srai_epi16(x.v[1], 15));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+// ---- products
+
+template <int K>
+BANTAM_INLINE Bytes bit_code(Bytes word) {
+  // Bit K % 4 of every nibble value, by lookup: one instruction for each plane after the nibble.
+  constexpr int bit = K % 4;
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+      0, 1 >> bit & 1, 2 >> bit & 1, 3 >> bit & 1, 4 >> bit & 1, 5 >> bit & 1, 6 >> bit & 1,
+      7 >> bit & 1, 8 >> bit & 1, 9 >> bit & 1, 10 >> bit & 1, 11 >> bit & 1, 12 >> bit & 1,
+      13 >> bit & 1, 14 >> bit & 1, 15 >> bit & 1));
+  const Bytes nibble = b_field<4, K / 4>(word);
+  return {{_mm256_shuffle_epi8(table, nibble.v[0]), _mm256_shuffle_epi8(table, nibble.v[1])}};
+}
+BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
+constexpr bool kValueCorrection = false;
+BANTAM_INLINE Ints value_correction(const Bytes*, int) { return i_zero(); }
+
+#if defined(BANTAM_AVX_VNNI)
+struct BitAcc {
+  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+typedef BitAcc SmallAcc;
+typedef BitAcc WideAcc;
+typedef BitAcc ValueAcc;
+constexpr int kWideBias = 128;
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
+  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], code.v[i], x));
+}
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return acc.sum; }
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return acc.sum; }
+BANTAM_INLINE Bytes wide_code(Bytes codes) {
+  BANTAM_BOTH(codes.v[i] = _mm256_xor_si256(codes.v[i], _mm256_set1_epi8(-128)));
+  return codes;
+}
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
+template <int Bits>
+BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
+  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], weights, values.v[i]));
+}
+BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
+#else
+// Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
+struct BitAcc {
+  Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+typedef BitAcc SmallAcc;
+struct WideAcc {
+  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+typedef WideAcc ValueAcc;
+constexpr int kWideBias = 0;
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
+  BANTAM_BOTH(acc.pairs.v[i] =
+                  _mm256_add_epi16(acc.pairs.v[i], _mm256_maddubs_epi16(code.v[i], x)));
+}
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
+  Ints out;
+  BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(acc.pairs.v[i], _mm256_set1_epi16(1)));
+  return out;
+}
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return bit_sum(acc); }
+BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs =
+        _mm256_maddubs_epi16(_mm256_abs_epi8(code.v[i]), _mm256_sign_epi8(x, code.v[i]));
+    acc.sum.v[i] =
+        _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
+template <int Bits>
+BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
+  const __m256i one = _mm256_set1_epi16(1);
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (Bits <= 5) {
+      const __m256i pairs = _mm256_maddubs_epi16(weights, values.v[i]);
+      acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, one));
+    } else {
+      const __m256i half =
+          _mm256_and_si256(_mm256_srli_epi16(weights, 1), _mm256_set1_epi8(127));
+      const __m256i odd = _mm256_and_si256(weights, _mm256_set1_epi8(1));
+      const __m256i halves = _mm256_maddubs_epi16(half, values.v[i]);
+      const __m256i odds = _mm256_maddubs_epi16(odd, values.v[i]);
+      const __m256i twice = _mm256_madd_epi16(halves, _mm256_set1_epi16(2));
+      acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i],
+                                      _mm256_add_epi32(twice, _mm256_madd_epi16(odds, one)));
+    }
+  }
+}
+BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
+#endif
+
+}  // namespace
+}  // namespace bantam

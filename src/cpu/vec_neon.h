@@ -1,0 +1,369 @@
+// The vocabulary of vec_avx512.h for NEON: plain (A57, A72), with SDOT where the including file says
+// BANTAM_DOTPROD (A76), on four registers where AVX-512 has one. Without SDOT a bit selects
+// activations by a mask, whose pairs SADALP adds into 16 bits; codes of up to 4 bits take widening
+// multiplications into 16 bits, one sum for each column of a quad; 8-bit codes go to 32 bits after two
+// quads. Weights 0..255 are lowered by 128, which value_correction returns.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/half.h"
+#include "codec/numerics.h"
+
+namespace bantam {
+namespace {
+
+#define BANTAM_INLINE inline __attribute__((always_inline))
+#define BANTAM_FOUR(expression) \
+  for (int i = 0; i < 4; ++i) expression
+
+struct Floats {
+  float32x4_t v[4];
+};
+struct Ints {
+  int32x4_t v[4];
+};
+struct Bytes {
+  int8x16_t v[4];
+};
+typedef int8x16_t Quad;
+struct Mask {
+  uint32x4_t v[4];
+};
+
+constexpr int kTileTokens = 4;
+constexpr int kTileTokensSmall = 2;
+constexpr int kTileTokensWide = 2;
+constexpr int kChains = 1;
+constexpr int kFloatKeys = 4;
+constexpr int kFloatChannels = 4;
+constexpr int kPrefetchBytes = 1024;
+
+// ---- floats
+
+BANTAM_INLINE Floats f_set(float x) {
+  const float32x4_t v = vdupq_n_f32(x);
+  return {{v, v, v, v}};
+}
+BANTAM_INLINE Floats f_zero() { return f_set(0.0f); }
+BANTAM_INLINE Floats f_load(const float* p) {
+  return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
+BANTAM_INLINE void f_store(float* p, Floats x) { BANTAM_FOUR(vst1q_f32(p + 4 * i, x.v[i])); }
+BANTAM_INLINE Floats f_load_n(const float* p, int n) {
+  alignas(16) float lanes[16] = {};
+  for (int i = 0; i < n && i < 16; ++i) lanes[i] = p[i];
+  return f_load(lanes);
+}
+BANTAM_INLINE void f_store_n(float* p, Floats x, int n) {
+  alignas(16) float lanes[16];
+  f_store(lanes, x);
+  for (int i = 0; i < n && i < 16; ++i) p[i] = lanes[i];
+}
+BANTAM_INLINE Mask m_first(int n) {
+  const int32_t lanes[4] = {0, 1, 2, 3};
+  const int32x4_t lane = vld1q_s32(lanes);
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vcltq_s32(lane, vdupq_n_s32(n - 4 * i)));
+  return out;
+}
+#define BANTAM_MAP2(Type, name, intrinsic)                   \
+  BANTAM_INLINE Type name(Type a, Type b) {                  \
+    BANTAM_FOUR(a.v[i] = intrinsic(a.v[i], b.v[i]));         \
+    return a;                                                \
+  }
+BANTAM_MAP2(Floats, f_add, vaddq_f32)
+BANTAM_MAP2(Floats, f_sub, vsubq_f32)
+BANTAM_MAP2(Floats, f_mul, vmulq_f32)
+BANTAM_MAP2(Floats, f_div, vdivq_f32)
+BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
+  BANTAM_FOUR(c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]));
+  return c;
+}
+BANTAM_INLINE Mask m_less(Floats a, Floats b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vcltq_f32(a.v[i], b.v[i]));
+  return out;
+}
+BANTAM_INLINE Mask m_nan(Floats a) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vmvnq_u32(vceqq_f32(a.v[i], a.v[i])));
+  return out;
+}
+BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) {
+  BANTAM_FOUR(a.v[i] = vbslq_f32(m.v[i], a.v[i], b.v[i]));
+  return a;
+}
+BANTAM_INLINE Floats f_from_bits(Ints x) {
+  Floats out;
+  BANTAM_FOUR(out.v[i] = vreinterpretq_f32_s32(x.v[i]));
+  return out;
+}
+BANTAM_INLINE Ints i_bits(Floats x) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vreinterpretq_s32_f32(x.v[i]));
+  return out;
+}
+BANTAM_INLINE uint16x4_t load_4_halves(const std::byte* p) {
+  return vld1_u16(reinterpret_cast<const uint16_t*>(p));
+}
+BANTAM_INLINE Floats f_halves(const std::byte* p) {
+  Floats out;
+  BANTAM_FOUR(out.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(load_4_halves(p + 8 * i))));
+  return out;
+}
+BANTAM_INLINE Floats f_brains(const std::byte* p) {
+  Floats out;
+  BANTAM_FOUR(out.v[i] = vreinterpretq_f32_u32(vshll_n_u16(load_4_halves(p + 8 * i), 16)));
+  return out;
+}
+// Rule 2: lane j + lane j + 8, then + 4, + 2, + 1.
+BANTAM_INLINE float f_tree(Floats x) {
+  const float32x4_t a = vaddq_f32(x.v[0], x.v[2]), b = vaddq_f32(x.v[1], x.v[3]);
+  const float32x4_t c = vaddq_f32(a, b);
+  const float32x2_t d = vadd_f32(vget_low_f32(c), vget_high_f32(c));
+  return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
+}
+BANTAM_INLINE Floats f_trees(Floats* v) {
+  alignas(16) float sums[16];
+  for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
+  return f_load(sums);
+}
+template <int Stride>
+BANTAM_INLINE Floats f_butterfly(Floats x) {
+  if constexpr (Stride >= 4) {
+    constexpr int step = Stride / 4;
+    Floats out;
+    for (int i = 0; i < 4; ++i) {
+      const float32x4_t other = x.v[i ^ step];
+      out.v[i] = (i & step) == 0 ? vaddq_f32(x.v[i], other) : vsubq_f32(other, x.v[i]);
+    }
+    return out;
+  } else {
+    const uint32_t flags[4] = {0, Stride == 1 ? ~0u : 0, Stride == 2 ? ~0u : 0, ~0u};
+    const uint32x4_t upper = vld1q_u32(flags);
+    for (int i = 0; i < 4; ++i) {
+      const float32x4_t a = x.v[i];
+      const float32x4_t partner = Stride == 1 ? vrev64q_f32(a) : vextq_f32(a, a, 2);
+      x.v[i] = vbslq_f32(upper, vsubq_f32(partner, a), vaddq_f32(a, partner));
+    }
+    return x;
+  }
+}
+
+// ---- int32
+
+BANTAM_INLINE Ints i_set(int32_t x) {
+  const int32x4_t v = vdupq_n_s32(x);
+  return {{v, v, v, v}};
+}
+BANTAM_INLINE Ints i_zero() { return i_set(0); }
+BANTAM_MAP2(Ints, i_add, vaddq_s32)
+BANTAM_MAP2(Ints, i_sub, vsubq_s32)
+BANTAM_MAP2(Ints, i_mul, vmulq_s32)
+BANTAM_MAP2(Ints, i_and, vandq_s32)
+BANTAM_MAP2(Ints, i_max, vmaxq_s32)
+BANTAM_MAP2(Ints, i_min, vminq_s32)
+template <int N>
+BANTAM_INLINE Ints i_shift_left(Ints a) {
+  BANTAM_FOUR(a.v[i] = vshlq_n_s32(a.v[i], N));
+  return a;
+}
+template <int N>
+BANTAM_INLINE Ints i_shift_right(Ints a) {
+  BANTAM_FOUR(a.v[i] = vshrq_n_s32(a.v[i], N));
+  return a;
+}
+BANTAM_INLINE Floats f_from_ints(Ints a) {
+  Floats out;
+  BANTAM_FOUR(out.v[i] = vcvtq_f32_s32(a.v[i]));
+  return out;
+}
+BANTAM_INLINE Ints i_round(Floats x) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vcvtnq_s32_f32(x.v[i]));
+  return out;
+}
+BANTAM_INLINE int32_t i_total(Ints a) {
+  return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
+}
+BANTAM_INLINE int32_t i_largest(Ints a) {
+  return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
+}
+BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
+  const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
+  const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
+  vst1q_s8(static_cast<int8_t*>(p), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+BANTAM_INLINE int8x16_t load_16(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
+BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
+  const int8x16_t x = load_16(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
+  return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)),
+           vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high))}};
+}
+
+// ---- bytes
+
+BANTAM_INLINE Bytes b_load(const std::byte* p) {
+  return {{load_16(p), load_16(p + 16), load_16(p + 32), load_16(p + 48)}};
+}
+BANTAM_INLINE Bytes b_set(int x) {
+  const int8x16_t v = vdupq_n_s8(static_cast<int8_t>(x));
+  return {{v, v, v, v}};
+}
+BANTAM_MAP2(Bytes, b_sub, vsubq_s8)
+BANTAM_MAP2(Bytes, b_or, vorrq_s8)
+template <int Bits, int K>
+BANTAM_INLINE Bytes b_field(Bytes a) {
+  for (int i = 0; i < 4; ++i) {
+    uint8x16_t x = vreinterpretq_u8_s8(a.v[i]);
+    if constexpr (K != 0) x = vshrq_n_u8(x, Bits * K);
+    if constexpr (Bits * (K + 1) < 8) x = vandq_u8(x, vdupq_n_u8((1 << Bits) - 1));
+    a.v[i] = vreinterpretq_s8_u8(x);
+  }
+  return a;
+}
+template <int N>
+BANTAM_INLINE Bytes b_shift_left(Bytes a) {
+  BANTAM_FOUR(a.v[i] = vshlq_n_s8(a.v[i], N));
+  return a;
+}
+BANTAM_INLINE Bytes b_fifth_bits(const std::byte* plane) {
+  const uint8_t picks[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint8x16_t pick = vld1q_u8(picks);
+  Bytes out;
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t bits =
+        vcombine_u8(vdup_n_u8(static_cast<uint8_t>(plane[2 * i])),
+                    vdup_n_u8(static_cast<uint8_t>(plane[2 * i + 1])));
+    out.v[i] = vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bits, pick), vdupq_n_u8(16)));
+  }
+  return out;
+}
+BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
+  const int8x16_t table = vld1q_s8(table16);
+  BANTAM_FOUR(index.v[i] = vqtbl1q_s8(table, vreinterpretq_u8_s8(index.v[i])));
+  return index;
+}
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) {
+  BANTAM_FOUR(a.v[i] = vsubq_s8(veorq_s8(a.v[i], flags), flags));
+  return a;
+}
+BANTAM_INLINE Quad quad(const void* four) {
+  int32_t x;
+  __builtin_memcpy(&x, four, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(x));
+}
+BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+  for (int i = 0; i < 4; ++i) {
+    const int16x8_t x = vreinterpretq_s16_s8(load_16(halves + 16 * i));
+    vst1_s8(reinterpret_cast<int8_t*>(out) + 8 * i, vmovn_s16(vshrq_n_s16(x, 15)));
+  }
+}
+
+// ---- products
+
+constexpr int kWideBias = 0;
+constexpr bool kValueCorrection = true;
+
+// -1 where bit K is set: one CMTST.
+template <int K>
+BANTAM_INLINE Bytes bit_code(Bytes word) {
+  const uint8x16_t pick = vdupq_n_u8(1 << K);
+  BANTAM_FOUR(word.v[i] =
+                  vreinterpretq_s8_u8(vtstq_u8(vreinterpretq_u8_s8(word.v[i]), pick)));
+  return word;
+}
+BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
+BANTAM_INLINE Quad weight_quad(const uint8_t* four) {
+  return veorq_s8(quad(four), vdupq_n_s8(-128));
+}
+
+#if defined(BANTAM_DOTPROD)
+struct WideAcc {
+  int32x4_t v[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+};
+typedef WideAcc BitAcc;
+typedef WideAcc SmallAcc;
+typedef WideAcc ValueAcc;
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
+  BANTAM_FOUR(acc.v[i] = vdotq_s32(acc.v[i], code.v[i], x));
+}
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) {
+  return {{acc.v[0], acc.v[1], acc.v[2], acc.v[3]}};
+}
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vnegq_s32(acc.v[i]));
+  return out;
+}
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return wide_sum(acc); }
+#else
+// Pairs of columns in 16 bits: up to 2 * 128 for each quad.
+struct BitAcc {
+  int16x8_t v[4] = {vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)};
+};
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
+  BANTAM_FOUR(acc.v[i] = vpadalq_s8(acc.v[i], vandq_s8(code.v[i], x)));
+}
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vpaddlq_s16(acc.v[i]));
+  return out;
+}
+// Columns of a quad one by one in 16 bits: up to 15 * 128 for each quad.
+struct SmallAcc {
+  int16x8_t v[8] = {vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0),
+                    vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)};
+};
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 4; ++i) {
+    acc.v[2 * i] = vmlal_s8(acc.v[2 * i], vget_low_s8(code.v[i]), vget_low_s8(x));
+    acc.v[2 * i + 1] = vmlal_high_s8(acc.v[2 * i + 1], code.v[i], x);
+  }
+}
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] =
+                  vpaddq_s32(vpaddlq_s16(acc.v[2 * i]), vpaddlq_s16(acc.v[2 * i + 1])));
+  return out;
+}
+struct WideAcc {
+  int32x4_t v[8] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0),
+                    vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+};
+typedef WideAcc ValueAcc;
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 4; ++i) {
+    acc.v[2 * i] =
+        vpadalq_s16(acc.v[2 * i], vmull_s8(vget_low_s8(code.v[i]), vget_low_s8(x)));
+    acc.v[2 * i + 1] = vpadalq_s16(acc.v[2 * i + 1], vmull_high_s8(code.v[i], x));
+  }
+}
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) {
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vpaddq_s32(acc.v[2 * i], acc.v[2 * i + 1]));
+  return out;
+}
+#endif
+
+template <int Bits>
+BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
+  wide_add(acc, values, weights);
+}
+BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return wide_sum(acc); }
+// 128 * (sum of the values) of 8 quads, `step` apart.
+BANTAM_INLINE Ints value_correction(const Bytes* values, int step) {
+  WideAcc acc;
+  for (int i = 0; i < 8; ++i) wide_add(acc, values[i * step], vdupq_n_s8(1));
+  return i_shift_left<7>(wide_sum(acc));
+}
+
+}  // namespace
+}  // namespace bantam
