@@ -11,6 +11,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_neon.cc PROPERTIES COMPILE_OPTIONS "-O3")
+  # zig spells features by -mcpu only.
+  if(CMAKE_CROSSCOMPILING)
+    set(dotprod "-mcpu=generic+dotprod")
+  else()
+    set(dotprod "-march=armv8.2-a+dotprod")
+  endif()
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_dotprod.cc PROPERTIES
-    COMPILE_OPTIONS "-march=armv8.2-a+dotprod;-O3")
+    COMPILE_OPTIONS "${dotprod};-O3")
 endif()

@@ -1,5 +1,4 @@
 # bantam_test(name, layers...): tests/NAME.cc as a GoogleTest program, one ctest entry.
-find_package(GTest REQUIRED)
 function(bantam_test name)
   if(NOT EXISTS ${CMAKE_SOURCE_DIR}/tests/${name}.cc)
     message(FATAL_ERROR "tests/${name}.cc is missing")
