@@ -6,6 +6,8 @@ if(CMAKE_CROSSCOMPILING)
     target_include_directories(${name} INTERFACE ${BANTAM_CROSS_INCLUDE})
   endforeach()
   target_compile_definitions(fmt::fmt INTERFACE FMT_HEADER_ONLY)
+  # Boost 1.74 asks for std::result_of, which libc++ no longer has in C++20.
+  target_compile_definitions(Boost::headers INTERFACE BOOST_ASIO_HAS_STD_INVOKE_RESULT=1)
   include_directories(SYSTEM ${BANTAM_CROSS_INCLUDE})
   if(BUILD_TESTING)
     set(GTEST_SOURCES /usr/src/googletest/googletest)
