@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs. Usage: scripts/test.sh [--full] [stage...]; stages: tidy release python dev tsan fuzz.
+# Everything CI runs. Usage: scripts/test.sh [--full] [stage...]; stages: tidy release python cross dev tsan fuzz.
 # Ends with "N passed, N failed" over all stages.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ stages=()
 for word in "$@"; do
   if [ "$word" = --full ]; then full=1; else stages+=("$word"); fi
 done
-[ ${#stages[@]} -gt 0 ] || stages=(tidy release python dev tsan fuzz)
+[ ${#stages[@]} -gt 0 ] || stages=(tidy release python cross dev tsan fuzz)
 passed=0
 failed=0
 mkdir -p build/logs
@@ -24,9 +24,12 @@ one() { # one NAME COMMAND...: a single pass or fail
   else count "$name" 0 1 $((SECONDS - start)); tail -n 25 "build/logs/$name.log"; return 1; fi
 }
 
-gtest() { # gtest PRESET PROGRAM: GoogleTest's own totals; a crash or a skip is a failure
-  local name="$1-$2" start=$SECONDS ok bad skipped code
-  BANTAM_FULL=$full timeout 1200 "build/$1/bin/$2" >"build/logs/$name.log" 2>&1
+gtest() { emulated "" "$1-$2" "build/$1/bin/$2"; }
+
+emulated() { # emulated RUNNER NAME PROGRAM: GoogleTest's own totals; a crash or a skip is a failure
+  local name=$2 start=$SECONDS ok bad skipped code
+  # shellcheck disable=SC2086
+  BANTAM_FULL=$full timeout 1200 $1 "$3" >"build/logs/$name.log" 2>&1
   code=$?
   ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\?\..*/\1/p' "build/logs/$name.log" | tail -n 1)
   bad=$(grep -c '^\[  FAILED  \].*(\([0-9]*\) ms)' "build/logs/$name.log")
@@ -72,6 +75,20 @@ for stage in "${stages[@]}"; do
       for program in $(programs); do gtest release "$program"; done ;;
     python)
       for file in tests/*_test.py; do script release "$(basename "$file" .py)"; done ;;
+    cross)
+      # The aarch64 program and its kernels, and the x86 program on older CPUs, under qemu-user.
+      build aarch64 --target bantam weights_test attend_test || continue
+      one aarch64-glibc python3 tools/check_glibc.py build/aarch64/bin/bantam 2.27
+      export BANTAM_SAMPLE=$([ "$full" = 1 ] && echo 4 || echo 60)
+      for cpu in cortex-a57 cortex-a72 max; do
+        for program in weights_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
+        one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam"
+      done
+      for cpu in Nehalem Haswell; do
+        for program in weights_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
+        one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam"
+      done
+      unset BANTAM_SAMPLE ;;
     dev)
       build dev || continue
       export BANTAM_SAMPLE=1

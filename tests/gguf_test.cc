@@ -160,5 +160,22 @@ TEST(MappedFile, RefusesWhatIsNoFile) {
   EXPECT_FALSE(tiny->read(~uint64_t{0}, four).ok());
 }
 
+// Both publishers' files say 42; only the extents differ.
+TEST(Gguf, TernaryBlocksAreToldApartByTheirExtents) {
+  for (const bool shorter : {false, true}) {
+    const uint64_t bytes = shorter ? 8 * 16 * 34 : 8 * 16 * 36;  // 16 rows of 1024
+    Builder file;
+    file.header(3, 2, 0).tensor("a", {1024, 16}, 42, 0).tensor("b", {1024, 16}, 42, bytes);
+    file.pad(2 * bytes);
+    const MappedFile mapped = memory(file.bytes());
+    Result<Gguf> parsed = parse(mapped);
+    ASSERT_TRUE(parsed) << parsed.error().message;
+    for (const GgufTensor& tensor : parsed->tensors()) {
+      EXPECT_EQ(tensor.type, shorter ? WeightType::pq2_0 : WeightType::q2_0);
+      EXPECT_EQ(tensor.n_bytes, bytes);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bantam

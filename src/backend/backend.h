@@ -14,9 +14,9 @@
 
 namespace bantam {
 
-// Inputs of matrix products: rounded to int8 (NUMERICS rule 3) or left as floats (tests, measuring
-// the cache alone).
-enum class ActType { i8, f32 };
+// Inputs of matrix products: rounded to int8 or int16 (NUMERICS rule 3) or left as floats (tests,
+// measuring the cache alone).
+enum class ActType { i8, i16, f32 };
 
 // A packed matrix in device memory, y = W x with W (rows, cols).
 struct Matrix {
@@ -32,7 +32,18 @@ struct MatmulOut {
   float* y = nullptr;
   int64_t ldy = 0;
   bool add = false;
-  int act_block = 0;  // 0: unrounded floats, else values sharing one int8 scale
+  int act_block = 0;  // 0: unrounded floats, else values sharing one scale
+  bool wide = false;  // int16 instead of int8
+};
+
+// What a matmul call reads, and what is done to it on the way, in the same passes.
+struct MatmulIn {
+  const float* x = nullptr;  // [n_rows][cols of the matrices]
+  int n_rows = 0;
+  const float* norm = nullptr;  // [cols]: the products read rms_norm(x) * norm
+  float norm_eps = 0;
+  float* normed = nullptr;  // [n_rows][cols], where those rows go
+  bool gated = false;       // two products of one shape: the first becomes silu(first) * second
 };
 
 // A row of a batch as attention sees it.
@@ -67,6 +78,7 @@ struct ComputeShape {
   int n_heads = 0;
   int n_kv_heads = 0;
   int head_dim = 0;
+  bool wide = false;  // int16 activations
 };
 
 class Backend {
@@ -95,9 +107,9 @@ class Backend {
   virtual void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) = 0;
   // y[row] = rms_norm(x[row]) * w, rows of n values
   virtual void norm(const float* x, const float* w, float eps, int n_rows, int n, float* y) = 0;
-  // All products read the same rows x: [n_rows][cols of the matrices].
-  virtual void matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) = 0;
-  // gate[row] = silu(gate[row]) * up[row]
+  // All products read the same rows.
+  virtual void matmul(std::span<const MatmulOut> outs, const MatmulIn& in) = 0;
+  // gate[row] = silu(gate[row]) * up[row], for pairs of differently rounded inputs
   virtual void silu_mul(float* gate, const float* up, int n_rows, int n) = 0;
   // QK norm, RoPE, rotation, store of K and V, then attention of every row over its sequence.
   virtual void attend(const AttendStep& step) = 0;

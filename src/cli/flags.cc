@@ -144,9 +144,15 @@ Status set_batch(CliOptions& o, std::string_view value, bool micro) {
 }
 
 Status set_act(CliOptions& o, std::string_view value) {
-  if (value == "i16") return refused("activations i16 are not built yet, expected i8 or f32");
-  if (value != "i8" && value != "f32") return wrong_value(value, "i8 or f32");
-  o.engine.act = value == "i8" ? ActType::i8 : ActType::f32;
+  if (value == "i8") {
+    o.engine.act = ActType::i8;
+  } else if (value == "i16") {
+    o.engine.act = ActType::i16;
+  } else if (value == "f32") {
+    o.engine.act = ActType::f32;
+  } else {
+    return wrong_value(value, "i8, i16 or f32");
+  }
   return Ok{};
 }
 
@@ -252,7 +258,7 @@ void add_model_flags(std::vector<Flag>& rows) {
   all.add({"-ub", "--ubatch-size"}, "LLAMA_ARG_UBATCH", "N", batch(true),
           "tokens computed together at most (512; the plan may use fewer)");
   all.add({"--act"}, "BANTAM_ACT", "TYPE", set_act,
-          "rounding of activations: i8 (default), f32 (exact, slow)");
+          "rounding of matrix inputs: i8 (default), i16 (near exact), f32 (exact, slow)");
   all.add({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS", "N", set_gpu_layers,
           "accepted; this build has no GPU backend");
   Table run(rows, kRun);

@@ -36,7 +36,9 @@ nlohmann::json as_json(const ModelReport& r) {
           {"cpu", r.cpu},
           {"n_threads", r.n_threads},
           {"n_threads_batch", r.n_threads_batch},
-          {"act", r.act == ActType::i8 ? "i8" : "f32"},
+          {"act", r.act == ActType::i8    ? "i8"
+                  : r.act == ActType::i16 ? "i16"
+                                          : "f32"},
           {"chat_template", !r.chat_template.empty()},
           {"weight_bytes", r.memory.weight_bytes},
           {"kv_bytes", r.memory.kv_bytes},

@@ -1,6 +1,6 @@
-// Attention with vectors, the bits of attend_scalar.inl. For K a lane is a position, for V a channel,
-// so that no dot product needs a horizontal sum. A tile's block is unpacked once for all query rows.
-// Includers choose the vector header first.
+// Attention with vectors, the bits of attend_scalar.inl. For K a lane is a position, for V a
+// channel, so that no dot product needs a horizontal sum. A tile's block is unpacked once for all
+// query rows. Includers choose the vector header first.
 #pragma once
 
 #include "codec/kv_codec.h"

@@ -24,7 +24,8 @@ int query_rows(const ComputeShape& shape) {
 
 int64_t input_bytes(const ComputeShape& s) {
   const int64_t values = int64_t{s.max_rows} * s.max_cols;
-  return aligned(values) + 2 * aligned(values / 32 * 4 + 64) + aligned(values / 16 * 2 + 64);
+  return aligned(values) * (s.wide ? 2 : 1) + 2 * aligned(values / 32 * 4 + 64) +
+         aligned(values / 16 * 2 + 64);
 }
 
 int64_t query_bytes(const ComputeShape& s) {
@@ -37,7 +38,7 @@ int64_t thread_bytes(const ComputeShape& s) {
   const int64_t rows = query_rows(s);
   return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
          aligned(rows * 16) + aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4) +
-         aligned(s.max_cols);
+         aligned(2 * int64_t{s.max_cols});
 }
 
 // Hands out 64-byte aligned pieces of one region.
@@ -108,6 +109,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   Carver carver(*memory);
   const int64_t values = int64_t{shape.max_rows} * shape.max_cols;
   inputs_.q = carver.take<int8_t>(values);
+  if (shape.wide) inputs_.low = carver.take<int8_t>(values);
   inputs_.d = carver.take<float>(values / 32 + 16);
   inputs_.sums = carver.take<int32_t>(values / 32 + 16);
   inputs_.sums16 = carver.take<int16_t>(values / 16 + 32);
@@ -125,7 +127,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
     scratch.m = carver.take<float>(rows * 4);
     scratch.visible = carver.take<int32_t>(rows);
     scratch.row = carver.take<float>(shape.max_cols);
-    scratch.codes = carver.take<int8_t>(shape.max_cols);
+    scratch.codes = carver.take<int8_t>(2 * int64_t{shape.max_cols});
   }
   const int rows_per_block = std::max(1, kBlockQueries * shape.n_kv_heads / shape.n_heads);
   // Runs may end inside a block, hence one more block for each row at worst.
@@ -178,31 +180,49 @@ void CpuBackend::norm(const float* x, const float* w, float eps, int n_rows, int
       threads_for(n_rows));
 }
 
-ActRows CpuBackend::quantize_rows(const float* x, int n_rows, int n, int block) {
-  CHECK(n % block == 0 && n <= shape_.max_cols && n_rows <= shape_.max_rows);
-  const int64_t blocks = n / block, halves = n / 16;
-  const auto rows = [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t r = begin; r < end; ++r) {
-      int8_t* codes = n_rows == 1 ? inputs_.q : scratch_[static_cast<size_t>(thread)].codes;
-      kernels_.quantize(x + r * n, n, block, codes, inputs_.d + r * blocks,
-                        inputs_.sums + r * blocks, inputs_.sums16 + r * halves);
-      if (n_rows == 1) continue;
-      const int t = static_cast<int>(r), step = 4 * panel_width(n_rows, t);
-      int8_t* to = inputs_.q + act_offset(n_rows, n, t, 0);
-      for (int c = 0; c < n; c += 4, to += step) std::memcpy(to, codes + c, 4);
-    }
-  };
-  if (n_rows == 1) {
-    rows(0, 1, 0);
-  } else {
-    pool_.run(
-        [&](int thread, int team) {
-          const auto part = ThreadPool::split(n_rows, thread, team);
-          rows(part.begin, part.end, thread);
-        },
-        threads_for(n_rows));
+// One row on its way into the products: normed (once), rounded, its quads spread.
+void CpuBackend::prepare_row(const MatmulIn& in, const MatmulOut& out, bool first, int row,
+                             int thread) {
+  const int n = out.w->cols, block = out.act_block;
+  const float* x = in.x + int64_t{row} * n;
+  if (in.norm != nullptr) {
+    float* y = in.normed + int64_t{row} * n;
+    if (first) kernels_.rms_norm(x, in.norm, n, in.norm_eps, y);
+    x = y;
   }
-  return {n_rows, n, block, inputs_.q, inputs_.d, inputs_.sums, inputs_.sums16};
+  if (block == 0) return;
+  const bool alone = in.n_rows == 1;
+  int8_t* codes = alone ? inputs_.q : scratch_[static_cast<size_t>(thread)].codes;
+  int8_t* low = alone ? inputs_.low : codes + shape_.max_cols;
+  float* d = inputs_.d + int64_t{row} * (n / block);
+  int32_t* sums = inputs_.sums + int64_t{row} * (n / block);
+  if (out.wide) {
+    kernels_.quantize16(x, n, block, codes, low, d, sums);
+  } else {
+    kernels_.quantize(x, n, block, codes, d, sums, inputs_.sums16 + int64_t{row} * (n / 16));
+  }
+  if (alone) return;
+  const int step = 4 * panel_width(in.n_rows, row);
+  int64_t to = act_offset(in.n_rows, n, row, 0);
+  for (int c = 0; c < n; c += 4, to += step) {
+    std::memcpy(inputs_.q + to, codes + c, 4);
+    if (out.wide) std::memcpy(inputs_.low + to, low + c, 4);
+  }
+}
+
+void CpuBackend::prepare_rows(const MatmulIn& in, const MatmulOut& out, bool first) {
+  CHECK(out.w->cols <= shape_.max_cols && in.n_rows <= shape_.max_rows);
+  CHECK(out.act_block == 0 || out.w->cols % out.act_block == 0);
+  if (out.act_block == 0 && (in.norm == nullptr || !first)) return;
+  if (in.n_rows == 1) return prepare_row(in, out, first, 0, 0);
+  pool_.run(
+      [&](int thread, int team) {
+        const auto part = ThreadPool::split(in.n_rows, thread, team);
+        for (int64_t r = part.begin; r < part.end; ++r) {
+          prepare_row(in, out, first, static_cast<int>(r), thread);
+        }
+      },
+      threads_for(in.n_rows));
 }
 
 void CpuBackend::matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
@@ -220,43 +240,68 @@ void CpuBackend::matmul_groups(const MatmulOut& out, const float* x, int n_rows,
   args.scratch = scratch_[static_cast<size_t>(thread)].row;
   const WeightKernels& kernels = kernels_.weight[static_cast<int>(packed.type)];
   if (out.act_block == 0) return kernels.matmul_f32(args);
-  args.a = {n_rows, packed.cols, out.act_block, inputs_.q, inputs_.d, inputs_.sums,
-            inputs_.sums16};
+  args.a = {n_rows,    packed.cols,  out.act_block,  inputs_.q,
+            inputs_.d, inputs_.sums, inputs_.sums16, out.wide ? inputs_.low : nullptr};
   kernels.matmul(args);
 }
 
-void CpuBackend::matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) {
+void CpuBackend::gate_rows(std::span<const MatmulOut> outs, const MatmulIn& in, int begin,
+                           int end) {
+  const int first = begin * kGroupRows;
+  const int n = std::min(end * kGroupRows, outs[0].w->rows) - first;
+  for (int64_t t = 0; t < in.n_rows; ++t) {
+    float* gate = outs[0].y + t * outs[0].ldy + first;
+    kernels_.silu_mul(gate, outs[1].y + t * outs[1].ldy + first, n, gate);
+  }
+}
+
+// Groups [begin, begin + left) of all products laid end to end.
+void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const MatmulIn& in, int64_t begin,
+                              int64_t left, int thread) {
+  const float* x = in.norm != nullptr ? in.normed : in.x;
+  if (in.gated) {
+    const int first = static_cast<int>(begin), last = static_cast<int>(begin + left);
+    for (const MatmulOut& out : outs) matmul_groups(out, x, in.n_rows, first, last, thread);
+    return gate_rows(outs, in, first, last);
+  }
+  for (size_t i = 0; i < outs.size() && left > 0; ++i) {
+    const int64_t groups = n_groups(outs[i].w->rows);
+    if (begin >= groups) {
+      begin -= groups;
+      continue;
+    }
+    const int64_t end = std::min(groups, begin + left);
+    matmul_groups(outs[i], x, in.n_rows, static_cast<int>(begin), static_cast<int>(end), thread);
+    left -= end - begin;
+    begin = 0;
+  }
+}
+
+void CpuBackend::matmul(std::span<const MatmulOut> outs, const MatmulIn& in) {
   size_t first = 0;
   while (first < outs.size()) {
     // Neighbours that want the same rounding share one pass; the buffers hold one rounding at a
     // time.
+    const MatmulOut& out = outs[first];
     size_t last = first + 1;
-    while (last < outs.size() && outs[last].act_block == outs[first].act_block) ++last;
-    if (outs[first].act_block > 0)
-      quantize_rows(x, n_rows, outs[first].w->cols, outs[first].act_block);
+    while (last < outs.size() && outs[last].act_block == out.act_block &&
+           outs[last].wide == out.wide) {
+      ++last;
+    }
+    CHECK(!in.gated || (last == 2 && outs.size() == 2 && outs[0].w->rows == outs[1].w->rows));
+    prepare_rows(in, out, first == 0);
     int64_t total = 0;
-    for (size_t i = first; i < last; ++i) total += n_groups(outs[i].w->rows);
-    const int team = threads_for(n_rows);
+    for (size_t i = first; i < (in.gated ? 1 : last); ++i) total += n_groups(outs[i].w->rows);
+    const int team = threads_for(in.n_rows);
     const int64_t chunk = std::clamp<int64_t>(total / (team * 8), 1, 32);
+    const auto products = outs.subspan(first, last - first);
     next_.store(0, std::memory_order_relaxed);
     pool_.run(
         [&](int thread, int) {
           for (;;) {
-            int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
-            int64_t left = std::min(chunk, total - begin);
-            for (size_t i = first; i < last && left > 0; ++i) {
-              const int64_t groups = n_groups(outs[i].w->rows);
-              if (begin >= groups) {
-                begin -= groups;
-                continue;
-              }
-              const int64_t end = std::min(groups, begin + left);
-              matmul_groups(outs[i], x, n_rows, static_cast<int>(begin), static_cast<int>(end),
-                            thread);
-              left -= end - begin;
-              begin = 0;
-            }
-            if (next_.load(std::memory_order_relaxed) >= total) return;
+            const int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
+            if (begin >= total) return;
+            matmul_chunk(products, in, begin, std::min(chunk, total - begin), thread);
           }
         },
         team);
@@ -265,16 +310,14 @@ void CpuBackend::matmul(std::span<const MatmulOut> outs, const float* x, int n_r
 }
 
 void CpuBackend::silu_mul(float* gate, const float* up, int n_rows, int n) {
-  const int64_t total = int64_t{n_rows} * n / 32;
-  const int team = threads_for(n_rows);
   pool_.run(
       [&](int thread, int members) {
-        const auto part = ThreadPool::split(total, thread, members);
-        const int64_t begin = part.begin * 32;
-        const int64_t end = thread + 1 == members ? int64_t{n_rows} * n : part.end * 32;
-        kernels_.silu_mul(gate + begin, up + begin, static_cast<int>(end - begin), gate + begin);
+        const auto part = ThreadPool::split(n_rows, thread, members);
+        for (int64_t r = part.begin; r < part.end; ++r) {
+          kernels_.silu_mul(gate + r * n, up + r * n, n, gate + r * n);
+        }
       },
-      team);
+      threads_for(n_rows));
 }
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {

@@ -40,7 +40,7 @@ class CpuBackend final : public Backend {
 
   void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) override;
   void norm(const float* x, const float* w, float eps, int n_rows, int n, float* y) override;
-  void matmul(std::span<const MatmulOut> outs, const float* x, int n_rows) override;
+  void matmul(std::span<const MatmulOut> outs, const MatmulIn& in) override;
   void silu_mul(float* gate, const float* up, int n_rows, int n) override;
   void attend(const AttendStep& step) override;
   void erase_tile(const AttentionPlan& plan, std::byte* k_tile, std::byte* v_tile,
@@ -54,6 +54,7 @@ class CpuBackend final : public Backend {
   // Quantized inputs of matrix products, [max_rows][max_cols] each.
   struct Inputs {
     int8_t* q;
+    int8_t* low;  // int16 activations only, else null
     float* d;
     int32_t* sums;
     int16_t* sums16;
@@ -73,16 +74,20 @@ class CpuBackend final : public Backend {
     float* m;          // [query rows], then l, m_page, l_page
     int32_t* visible;  // [query rows]
     float* row;        // [max_cols] floats for unpacked rows
-    int8_t* codes;     // [max_cols] a quantized row before its quads are spread
+    int8_t* codes;     // [2][max_cols] a quantized row before its quads are spread
   };
   struct Block {  // query rows of one run and one KV head that are computed together
     int kv_head, first_row, n_rows;
   };
 
   int threads_for(int n_rows) const { return n_rows > 1 ? n_threads_batch_ : n_threads_; }
-  ActRows quantize_rows(const float* x, int n_rows, int n, int block);
+  void prepare_row(const MatmulIn& in, const MatmulOut& out, bool first, int row, int thread);
+  void prepare_rows(const MatmulIn& in, const MatmulOut& out, bool first);
   void matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
                      int thread);
+  void matmul_chunk(std::span<const MatmulOut> outs, const MatmulIn& in, int64_t begin,
+                    int64_t left, int thread);
+  void gate_rows(std::span<const MatmulOut> outs, const MatmulIn& in, int begin, int end);
   void prepare_query(const AttendStep& step, int row);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);

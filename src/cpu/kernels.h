@@ -12,10 +12,11 @@
 namespace bantam {
 
 // A weight matrix packed in groups of 16 rows: one layout for every instruction set, described in
-// docs/WEIGHT_LAYOUT.md (kPackVersion counts its changes). The last group is padded with zero bytes.
-// Inside a group, blocks follow each other by ascending column; a block of 16 rows has exactly 16 x
-// the GGUF block's bytes: words of 64 bytes, byte 4r + c of a word holding codes of row r, column c
-// of each of its quads (4 columns), the first quad in the low bits; then the scales.
+// docs/WEIGHT_LAYOUT.md (kPackVersion counts its changes). The last group is padded with zero
+// bytes. Inside a group, blocks follow each other by ascending column; a block of 16 rows has
+// exactly 16 x the GGUF block's bytes: words of 64 bytes, byte 4r + c of a word holding codes of
+// row r, column c of each of its quads (4 columns), the first quad in the low bits; then the
+// scales.
 //   q1_0   4 words of 8 quads; 16 fp16 d                                     (128 columns)
 //   q2_0   4 words of 4 quads; 16 fp16 d   (pq2_0: 8 words)                  (64 and 128 columns)
 //   q4_0   4 words of 2 quads; 16 fp16 d   (q4_1: then 16 fp16 m)            (32 columns)
@@ -42,8 +43,8 @@ static inline int64_t packed_group_bytes(WeightType type, int cols) {
 }
 static inline int n_groups(int rows) { return (rows + kGroupRows - 1) / kGroupRows; }
 
-// Quantized activations (rule 3), n_rows rows of n_cols (a multiple of block). 64-byte aligned. With
-// `low`, a value is 256 * q + low (--act i16), and sums are of those values.
+// Quantized activations (rule 3), n_rows rows of n_cols (a multiple of block). 64-byte aligned.
+// With `low`, a value is 256 * q + low (--act i16), and sums are of those values.
 struct ActRows {
   int n_rows = 0;
   int n_cols = 0;
@@ -55,9 +56,9 @@ struct ActRows {
   const int8_t* low = nullptr;      // as q, or null
 };
 
-// Where column c of row t lies in q and low: panels of 8 rows, then of 4, 2 and 1 for the rest; in a
-// panel the quads of its rows lie side by side, so that a tile of rows reads its activations as one
-// stream at constant offsets. One row alone is contiguous.
+// Where column c of row t lies in q and low: panels of 8 rows, then of 4, 2 and 1 for the rest; in
+// a panel the quads of its rows lie side by side, so that a tile of rows reads its activations as
+// one stream at constant offsets. One row alone is contiguous.
 static constexpr int kPanelRows = 8;
 static inline int panel_width(int n_rows, int t) {
   const int full = n_rows / kPanelRows * kPanelRows, rest = n_rows - full;

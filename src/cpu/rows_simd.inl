@@ -149,8 +149,8 @@ void softmax_page_simd(float* s, int n_visible, float* m, float* l) {
   for (int i = 1; i < 16; ++i) largest = tops[i] > largest ? tops[i] : largest;
   Floats lanes = f_zero();
   for (int i = 0; i < n_visible; i += 16) {
-    const Floats p = f_select(m_first(n_visible - i), exp_simd(f_sub(f_load(s + i), f_set(largest))),
-                              f_zero());
+    const Floats p =
+        f_select(m_first(n_visible - i), exp_simd(f_sub(f_load(s + i), f_set(largest))), f_zero());
     lanes = f_add(lanes, p);
     f_store(s + i, p);
   }

@@ -1,7 +1,7 @@
 // The vocabulary of vec_avx512.h for AVX2 with FMA and F16C, and, where the including file says
 // BANTAM_AVX_VNNI, the 256-bit VPDPBUSD. Two registers hold what a 512-bit one holds. Without VNNI
-// products are exact by 16-bit sums: VPMADDUBSW saturates with two 8-bit factors, so wide codes lend
-// their sign to the activations and value weights are split (255 = 2 * 127 + 1).
+// products are exact by 16-bit sums: VPMADDUBSW saturates with two 8-bit factors, so wide codes
+// lend their sign to the activations and value weights are split (255 = 2 * 127 + 1).
 #pragma once
 
 #include <immintrin.h>
@@ -45,9 +45,7 @@ BANTAM_INLINE Floats f_zero() { return f_set(0.0f); }
 BANTAM_INLINE Floats f_load(const float* p) {
   return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}};
 }
-BANTAM_INLINE void f_store(float* p, Floats x) {
-  BANTAM_BOTH(_mm256_storeu_ps(p + 8 * i, x.v[i]));
-}
+BANTAM_INLINE void f_store(float* p, Floats x) { BANTAM_BOTH(_mm256_storeu_ps(p + 8 * i, x.v[i])); }
 BANTAM_INLINE Mask m_first(int n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return {{_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane)),
@@ -63,11 +61,11 @@ BANTAM_INLINE void f_store_n(float* p, Floats x, int n) {
   const Mask m = m_first(n);
   BANTAM_BOTH(_mm256_maskstore_ps(p + 8 * i, _mm256_castps_si256(m.v[i]), x.v[i]));
 }
-#define BANTAM_PAIR(Type, name, intrinsic)       \
-  BANTAM_INLINE Type name(Type a, Type b) {      \
-    Type out;                                    \
+#define BANTAM_PAIR(Type, name, intrinsic)             \
+  BANTAM_INLINE Type name(Type a, Type b) {            \
+    Type out;                                          \
     BANTAM_BOTH(out.v[i] = intrinsic(a.v[i], b.v[i])); \
-    return out;                                  \
+    return out;                                        \
   }
 BANTAM_PAIR(Floats, f_add, _mm256_add_ps)
 BANTAM_PAIR(Floats, f_sub, _mm256_sub_ps)
@@ -210,8 +208,8 @@ BANTAM_INLINE Bytes b_shift_left(Bytes a) {
 }
 // -1 where the bit is set: 32 bits to 32 bytes.
 BANTAM_INLINE __m256i bit_bytes(uint32_t bits) {
-  const __m256i place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                           0x0303030303030303);
+  const __m256i place =
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i pick = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
   const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), place);
   return _mm256_cmpeq_epi8(_mm256_and_si256(spread, pick), pick);
@@ -250,10 +248,10 @@ template <int K>
 BANTAM_INLINE Bytes bit_code(Bytes word) {
   // Bit K % 4 of every nibble value, by lookup: one instruction for each plane after the nibble.
   constexpr int bit = K % 4;
-  const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-      0, 1 >> bit & 1, 2 >> bit & 1, 3 >> bit & 1, 4 >> bit & 1, 5 >> bit & 1, 6 >> bit & 1,
-      7 >> bit & 1, 8 >> bit & 1, 9 >> bit & 1, 10 >> bit & 1, 11 >> bit & 1, 12 >> bit & 1,
-      13 >> bit & 1, 14 >> bit & 1, 15 >> bit & 1));
+  const __m256i table = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1 >> bit & 1, 2 >> bit & 1, 3 >> bit & 1, 4 >> bit & 1, 5 >> bit & 1,
+                    6 >> bit & 1, 7 >> bit & 1, 8 >> bit & 1, 9 >> bit & 1, 10 >> bit & 1,
+                    11 >> bit & 1, 12 >> bit & 1, 13 >> bit & 1, 14 >> bit & 1, 15 >> bit & 1));
   const Bytes nibble = b_field<4, K / 4>(word);
   return {{_mm256_shuffle_epi8(table, nibble.v[0]), _mm256_shuffle_epi8(table, nibble.v[1])}};
 }
@@ -313,8 +311,7 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 2; ++i) {
     const __m256i pairs =
         _mm256_maddubs_epi16(_mm256_abs_epi8(code.v[i]), _mm256_sign_epi8(x, code.v[i]));
-    acc.sum.v[i] =
-        _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
@@ -326,14 +323,13 @@ BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
       const __m256i pairs = _mm256_maddubs_epi16(weights, values.v[i]);
       acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, one));
     } else {
-      const __m256i half =
-          _mm256_and_si256(_mm256_srli_epi16(weights, 1), _mm256_set1_epi8(127));
+      const __m256i half = _mm256_and_si256(_mm256_srli_epi16(weights, 1), _mm256_set1_epi8(127));
       const __m256i odd = _mm256_and_si256(weights, _mm256_set1_epi8(1));
       const __m256i halves = _mm256_maddubs_epi16(half, values.v[i]);
       const __m256i odds = _mm256_maddubs_epi16(odd, values.v[i]);
       const __m256i twice = _mm256_madd_epi16(halves, _mm256_set1_epi16(2));
-      acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i],
-                                      _mm256_add_epi32(twice, _mm256_madd_epi16(odds, one)));
+      acc.sum.v[i] =
+          _mm256_add_epi32(acc.sum.v[i], _mm256_add_epi32(twice, _mm256_madd_epi16(odds, one)));
     }
   }
 }

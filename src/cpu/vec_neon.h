@@ -1,8 +1,8 @@
-// The vocabulary of vec_avx512.h for NEON: plain (A57, A72), with SDOT where the including file says
-// BANTAM_DOTPROD (A76), on four registers where AVX-512 has one. Without SDOT a bit selects
+// The vocabulary of vec_avx512.h for NEON: plain (A57, A72), with SDOT where the including file
+// says BANTAM_DOTPROD (A76), on four registers where AVX-512 has one. Without SDOT a bit selects
 // activations by a mask, whose pairs SADALP adds into 16 bits; codes of up to 4 bits take widening
-// multiplications into 16 bits, one sum for each column of a quad; 8-bit codes go to 32 bits after two
-// quads. Weights 0..255 are lowered by 128, which value_correction returns.
+// multiplications into 16 bits, one sum for each column of a quad; 8-bit codes go to 32 bits after
+// two quads. Weights 0..255 are lowered by 128, which value_correction returns.
 #pragma once
 
 #include <arm_neon.h>
@@ -70,10 +70,10 @@ BANTAM_INLINE Mask m_first(int n) {
   BANTAM_FOUR(out.v[i] = vcltq_s32(lane, vdupq_n_s32(n - 4 * i)));
   return out;
 }
-#define BANTAM_MAP2(Type, name, intrinsic)                   \
-  BANTAM_INLINE Type name(Type a, Type b) {                  \
-    BANTAM_FOUR(a.v[i] = intrinsic(a.v[i], b.v[i]));         \
-    return a;                                                \
+#define BANTAM_MAP2(Type, name, intrinsic)           \
+  BANTAM_INLINE Type name(Type a, Type b) {          \
+    BANTAM_FOUR(a.v[i] = intrinsic(a.v[i], b.v[i])); \
+    return a;                                        \
   }
 BANTAM_MAP2(Floats, f_add, vaddq_f32)
 BANTAM_MAP2(Floats, f_sub, vsubq_f32)
@@ -237,9 +237,8 @@ BANTAM_INLINE Bytes b_fifth_bits(const std::byte* plane) {
   const uint8x16_t pick = vld1q_u8(picks);
   Bytes out;
   for (int i = 0; i < 4; ++i) {
-    const uint8x16_t bits =
-        vcombine_u8(vdup_n_u8(static_cast<uint8_t>(plane[2 * i])),
-                    vdup_n_u8(static_cast<uint8_t>(plane[2 * i + 1])));
+    const uint8x16_t bits = vcombine_u8(vdup_n_u8(static_cast<uint8_t>(plane[2 * i])),
+                                        vdup_n_u8(static_cast<uint8_t>(plane[2 * i + 1])));
     out.v[i] = vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bits, pick), vdupq_n_u8(16)));
   }
   return out;
@@ -274,8 +273,7 @@ constexpr bool kValueCorrection = true;
 template <int K>
 BANTAM_INLINE Bytes bit_code(Bytes word) {
   const uint8x16_t pick = vdupq_n_u8(1 << K);
-  BANTAM_FOUR(word.v[i] =
-                  vreinterpretq_s8_u8(vtstq_u8(vreinterpretq_u8_s8(word.v[i]), pick)));
+  BANTAM_FOUR(word.v[i] = vreinterpretq_s8_u8(vtstq_u8(vreinterpretq_u8_s8(word.v[i]), pick)));
   return word;
 }
 BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
@@ -330,8 +328,7 @@ BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
 }
 BANTAM_INLINE Ints small_sum(const SmallAcc& acc) {
   Ints out;
-  BANTAM_FOUR(out.v[i] =
-                  vpaddq_s32(vpaddlq_s16(acc.v[2 * i]), vpaddlq_s16(acc.v[2 * i + 1])));
+  BANTAM_FOUR(out.v[i] = vpaddq_s32(vpaddlq_s16(acc.v[2 * i]), vpaddlq_s16(acc.v[2 * i + 1])));
   return out;
 }
 struct WideAcc {
@@ -341,8 +338,7 @@ struct WideAcc {
 typedef WideAcc ValueAcc;
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 4; ++i) {
-    acc.v[2 * i] =
-        vpadalq_s16(acc.v[2 * i], vmull_s8(vget_low_s8(code.v[i]), vget_low_s8(x)));
+    acc.v[2 * i] = vpadalq_s16(acc.v[2 * i], vmull_s8(vget_low_s8(code.v[i]), vget_low_s8(x)));
     acc.v[2 * i + 1] = vpadalq_s16(acc.v[2 * i + 1], vmull_high_s8(code.v[i], x));
   }
 }

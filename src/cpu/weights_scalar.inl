@@ -195,8 +195,8 @@ void pack_q4_1(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, 
   }
 }
 
-// The 6-bit sub-scale (which 0) or minimum (1) number sub of a GGUF Q4_K block: the first four lie in
-// the low bits of 4 bytes each, the last four are split over nibbles and the high bits of those.
+// The 6-bit sub-scale (which 0) or minimum (1) number sub of a GGUF Q4_K block: the first four lie
+// in the low bits of 4 bytes each, the last four are split over nibbles and the high bits of those.
 unsigned q4_k_six_bits(const std::byte* source, int sub, int which) {
   const std::byte* s = source + 4;
   if (sub < 4) return byte_at(s + 4 * which + sub) & 63u;

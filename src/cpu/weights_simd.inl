@@ -1,7 +1,7 @@
 // Weight kernels with vectors: a lane is one of the 16 interleaved rows, a quad of activations is
-// broadcast to all lanes, so that no dot product needs a horizontal sum. A word of codes is unpacked
-// once for a tile of activation rows. Bits as weights_scalar.inl. Includers choose the vector header
-// first.
+// broadcast to all lanes, so that no dot product needs a horizontal sum. A word of codes is
+// unpacked once for a tile of activation rows. Bits as weights_scalar.inl. Includers choose the
+// vector header first.
 #pragma once
 
 #include "cpu/rows_simd.inl"
@@ -136,8 +136,8 @@ BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, i
 
 // Where the activations of a tile start: one pointer for each panel and plane. The empty assembly
 // keeps every pointer in a register of its own: the products then address their quads by constant
-// offsets, for an indexed operand of VPDPBUSD costs a second issue slot (3.2 instead of 5.6 products
-// per ns, Xeon at 3 GHz).
+// offsets, for an indexed operand of VPDPBUSD costs a second issue slot (3.2 instead of 5.6
+// products per ns, Xeon at 3 GHz).
 template <int Panels, int Planes>
 struct TilePointers {
   const int8_t* x[Planes][Panels];
@@ -332,8 +332,8 @@ inline void dot_rows(const MatmulArgs& args, const float* w, int row, int t0) {
   }
   // Absent lanes add fma(+0, +0, lane), which leaves every lane alone: none is -0.
   for (int t = 0; c < n && t < T; ++t) {
-    lanes[t] = f_fma(f_load_n(w + c, n - c), f_load_n(args.x + int64_t{t0 + t} * n + c, n - c),
-                     lanes[t]);
+    lanes[t] =
+        f_fma(f_load_n(w + c, n - c), f_load_n(args.x + int64_t{t0 + t} * n + c, n - c), lanes[t]);
   }
   for (int t = 0; t < T; ++t) put_result(args, t0 + t, row, f_tree(lanes[t]));
 }

@@ -53,10 +53,10 @@ Error GgufParser::ends(const std::string& what, uint64_t wanted) const {
 
 Result<Gguf> GgufParser::parse() {
   using Step = Status (GgufParser::*)();
-  constexpr Step kSteps[] = {&GgufParser::header,        &GgufParser::keys,
-                             &GgufParser::unique_keys,   &GgufParser::read_alignment,
-                             &GgufParser::tensors,       &GgufParser::unique_names,
-                             &GgufParser::place_tensors, &GgufParser::disjoint_tensors};
+  constexpr Step kSteps[] = {
+      &GgufParser::header,         &GgufParser::keys,          &GgufParser::unique_keys,
+      &GgufParser::read_alignment, &GgufParser::tensors,       &GgufParser::unique_names,
+      &GgufParser::resolve_q2_0,   &GgufParser::place_tensors, &GgufParser::disjoint_tensors};
   for (const Step step : kSteps) {
     Status status = (this->*step)();
     if (!status) return status.error();
@@ -355,6 +355,29 @@ Status GgufParser::unique_names() {
     const auto at = reinterpret_cast<const std::byte*>(name(by_name[i]).data());
     return bad(quoted("tensor", name(by_name[i])), "it twice", "each tensor once",
                static_cast<uint64_t>(at - file_.bytes().data()));
+  }
+  return Ok{};
+}
+
+// Type id 42 means blocks of 64 in mainline files and of 128 in PrismML's, which are shorter. When
+// the longer form would run into the next tensor or beyond the file, the file has the shorter one.
+Status GgufParser::resolve_q2_0() {
+  const uint64_t end = reader_.offset();
+  const uint64_t start = std::min((end + alignment_ - 1) & ~(alignment_ - 1), file_.size());
+  std::vector<uint64_t> starts = {file_.size() - start};
+  for (const GgufTensor& tensor : gguf_.tensors_) starts.push_back(tensor.offset);
+  std::sort(starts.begin(), starts.end());
+  bool fits = true;
+  for (const GgufTensor& tensor : gguf_.tensors_) {
+    if (tensor.type != WeightType::q2_0) continue;
+    const auto next = std::upper_bound(starts.begin(), starts.end(), tensor.offset);
+    fits = fits && next != starts.end() && tensor.n_bytes <= *next - tensor.offset;
+  }
+  if (fits) return Ok{};
+  for (GgufTensor& tensor : gguf_.tensors_) {
+    if (tensor.type != WeightType::q2_0 || tensor.dims[0] % 128 != 0) continue;
+    tensor.type = WeightType::pq2_0;
+    tensor.n_bytes = tensor.n_bytes / 36 * 34;
   }
   return Ok{};
 }

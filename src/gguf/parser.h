@@ -32,6 +32,7 @@ class GgufParser {
   Status tensor_dims(GgufTensor& tensor);
   Status tensor_range(GgufTensor& tensor, uint64_t at);
   Status unique_names();
+  Status resolve_q2_0();
   Status place_tensors();
   Status disjoint_tensors();
 

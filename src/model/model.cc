@@ -18,7 +18,12 @@ int64_t padded(int64_t floats) { return (floats * 4 + kAlign - 1) / kAlign * kAl
 
 ComputeShape compute_shape(const ModelConfig& c, const ModelOptions& o) {
   const int widest = std::max({c.d_model, c.d_ff, c.n_heads * c.head_dim});
-  return {std::max(o.max_rows, o.max_logit_rows), widest, c.n_heads, c.n_kv_heads, c.head_dim};
+  return {std::max(o.max_rows, o.max_logit_rows),
+          widest,
+          c.n_heads,
+          c.n_kv_heads,
+          c.head_dim,
+          o.act == ActType::i16};
 }
 
 // Floats of the row buffers. Attention and feed-forward are never live together and share one
@@ -97,13 +102,12 @@ int Model::Impl::act_block(const Matrix& w) const {
 }
 
 MatmulOut Model::Impl::product(const Matrix& w, float* out, bool add) const {
-  return {&w, out, w.rows, add, act_block(w)};
+  return {&w, out, w.rows, add, act_block(w), options.act == ActType::i16 && info(w.type).act_i16};
 }
 
 void Model::Impl::attention(const LayerWeights& layer, int index, int n_rows) {
-  backend->norm(x, layer.attn_norm, config.norm_eps, n_rows, config.d_model, y);
   const MatmulOut qkv[] = {product(layer.q, q), product(layer.k, k), product(layer.v, v)};
-  backend->matmul(qkv, y, n_rows);
+  backend->matmul(qkv, {x, n_rows, layer.attn_norm, config.norm_eps, y});
   AttendStep step;
   step.plan = &cache->plan();
   step.rows = attend_rows;
@@ -122,18 +126,18 @@ void Model::Impl::attention(const LayerWeights& layer, int index, int n_rows) {
   step.out = heads;
   backend->attend(step);
   const MatmulOut out[] = {product(layer.o, x, true)};
-  backend->matmul(out, heads, n_rows);
+  backend->matmul(out, {heads, n_rows});
 }
 
 void Model::Impl::feed_forward(const LayerWeights& layer, int n_rows) {
-  backend->norm(x, layer.ffn_norm, config.norm_eps, n_rows, config.d_model, y);
   const MatmulOut in[] = {product(layer.gate, gate), product(layer.up, up)};
-  backend->matmul(in, y, n_rows);
-  backend->silu_mul(gate, up, n_rows, config.d_ff);
+  const bool alike = in[0].act_block == in[1].act_block && in[0].wide == in[1].wide;
+  backend->matmul(in, {x, n_rows, layer.ffn_norm, config.norm_eps, y, alike});
+  if (!alike) backend->silu_mul(gate, up, n_rows, config.d_ff);
   MatmulOut down = product(layer.down, x, true);
   // NUMERICS rule 3: rounding here costs most of the accuracy, so this input keeps blocks of 32.
   down.act_block = std::min(down.act_block, 32);
-  backend->matmul({&down, 1}, gate, n_rows);
+  backend->matmul({&down, 1}, {gate, n_rows});
 }
 
 void Model::Impl::prepare(std::span<const BatchRow> rows) {
@@ -167,7 +171,7 @@ void Model::Impl::output(std::span<const BatchRow> rows) {
   if (n == 0) return;
   const Matrix& w = config.tied_output ? weights.embedding : weights.output;
   const MatmulOut out[] = {product(w, logits)};
-  backend->matmul(out, y, n);
+  backend->matmul(out, {y, n});
 }
 
 Result<int64_t> Model::weight_bytes(const Gguf& file, const ModelConfig& config,
