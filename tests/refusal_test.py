@@ -51,7 +51,7 @@ model("key count", tiny[:16] + struct.pack("<Q", 1 << 60) + tiny[24:], "")
 for part in (30, 100, 1000, 5000, 20000, len(tiny) // 2, len(tiny) - 1):
     model(f"cut at {part}", tiny[:part], "")
 model("other architecture", patched(b"qwen3", b"mamba").replace(b"qwen3.", b"mamba."), "mamba", "not supported")
-for type_id, name in ((10, "Q2_K"), (12, "Q4_K"), (20, "IQ4_NL"), (42, "Q2_0"), (30, "BF16"), (99, "99")):
+for type_id, name in ((10, "Q2_K"), (13, "Q5_K"), (20, "IQ4_NL"), (35, "TQ2_0"), (30, "BF16"), (99, "99")):
     model(f"weight type {name}", typed(type_id), name, "not supported")
 model("tensor renamed", patched(b"blk.3.ffn_up.weight", b"blk.3.ffn_uq.weight"), "blk.3.ffn_u")
 model("missing metadata", patched(b"qwen3.embedding_length", b"qwen3.embedding_lengtx"), "embedding_length")

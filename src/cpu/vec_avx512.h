@@ -39,8 +39,9 @@ constexpr int kChains = 4;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
 constexpr int kFloatChannels = 8;
-// How far ahead of a single row the next bytes of the packed stream are asked for.
-constexpr int kPrefetchBytes = 4096;
+// How far ahead of a single row the next bytes of the packed stream are asked for (1.7B tg64, Xeon:
+// 1, 2, 4, 8, 16 KiB gave 56, 62, 71, 74, 73 tok/s).
+constexpr int kPrefetchBytes = 8192;
 
 // ---- floats
 
