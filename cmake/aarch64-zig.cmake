@@ -1,5 +1,5 @@
 # Toolchain: aarch64 Linux with glibc 2.27 (JetPack 4.6, Raspberry Pi OS) by zig c++ from PyPI. Third-party headers come
-# from build/cross/include and the static PCRE2 from Debian's arm64 package: scripts/aarch64.sh prepares both.
+# from build/cross/include and the static PCRE2 from Debian's arm64 package: scripts/install_deps.sh test prepares both.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(root ${CMAKE_CURRENT_LIST_DIR}/..)
