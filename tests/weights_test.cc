@@ -161,8 +161,7 @@ void round_row(Activations& a, int n_rows, int cols, int block, bool wide, int t
   if (wide) {
     scalar().quantize16(a.x.get() + row, cols, block, high.get(), low.get(), d, sums);
   } else {
-    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums,
-                      a.sums16.get() + row / 16);
+    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums, a.sums16.get() + row / 16);
   }
   for (int c = 0; c < cols; ++c) {
     a.q[act_offset(n_rows, cols, t, c)] = high[c];
@@ -194,8 +193,8 @@ Activations make_activations(int n_rows, int cols, int block, bool wide, Random&
     }
   }
   for (int t = 0; t < n_rows; ++t) round_row(a, n_rows, cols, block, wide, t);
-  a.rows = {n_rows,         cols,           block, a.q.get(), a.d.get(), a.sums.get(),
-            a.sums16.get(), wide ? a.low.get() : nullptr};
+  a.rows = {n_rows,    cols,         block,          a.q.get(),
+            a.d.get(), a.sums.get(), a.sums16.get(), wide ? a.low.get() : nullptr};
   return a;
 }
 
@@ -278,6 +277,25 @@ void check_oracle(const Case& c, const Matrix& m, const Activations& a, const Ou
   }
 }
 
+// The tables of every activation row, exactly as large as they must be.
+Aligned<std::byte> make_tables(const Kernels& kernels, const Activations& a) {
+  const ActRows& rows = a.rows;
+  const int planes = rows.low == nullptr ? 2 : 3;
+  const int64_t bytes = table_bytes(rows.n_cols, planes);
+  Aligned<std::byte> tables(rows.n_rows * bytes);
+  std::vector<int8_t> high(static_cast<size_t>(rows.n_cols)), low(high);
+  for (int t = 0; t < rows.n_rows; ++t) {
+    for (int c = 0; c < rows.n_cols; ++c) {
+      const int64_t at = act_offset(rows.n_rows, rows.n_cols, t, c);
+      high[static_cast<size_t>(c)] = rows.q[at];
+      if (planes == 3) low[static_cast<size_t>(c)] = rows.low[at];
+    }
+    kernels.build_tables(high.data(), planes == 3 ? low.data() : nullptr, rows.n_cols,
+                         tables.get() + t * bytes);
+  }
+  return tables;
+}
+
 void check_same(const Output& a, const Output& b) {
   for (int t = 0; t < a.n_rows; ++t) {
     for (int r = 0; r < a.rows; ++r) {
@@ -287,11 +305,12 @@ void check_same(const Output& a, const Output& b) {
   }
 }
 
+int n_looked_up = 0;  // cases run once more by tables
+
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
                                   << " n_rows " << c.n_rows << " act " << c.act_block
-                                  << (c.wide ? " i16" : "") << " add "
-                                  << c.add);
+                                  << (c.wide ? " i16" : "") << " add " << c.add);
   Random random(seed);
   const Matrix m = make_matrix(c.type, c.rows, c.cols, random);
   const Activations a = make_activations(c.n_rows, c.cols, c.act_block, c.wide, random);
@@ -318,6 +337,21 @@ void run_case(const Case& c, unsigned seed) {
     call(kernels_of(*isa), c, args);
     ASSERT_TRUE(out.untouched_outside(0, c.rows));
     check_same(reference, out);
+    if (kernels_of(*isa).weight[static_cast<int>(c.type)].table_rows == 0 || c.act_block == 0) {
+      continue;
+    }
+    const Aligned<std::byte> tables = make_tables(kernels_of(*isa), a);
+    Output looked_up(c.rows, c.n_rows);
+    if (c.add) std::memcpy(looked_up.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
+    args = arguments(c, m, a, looked_up, scratch);
+    args.a.tables = tables.get();
+    args.a.planes = c.wide ? 3 : 2;
+    args.a.q = args.a.low = nullptr;
+    args.a.sums = nullptr;
+    call(kernels_of(*isa), c, args);
+    ASSERT_TRUE(looked_up.untouched_outside(0, c.rows));
+    check_same(reference, looked_up);
+    ++n_looked_up;
   }
 }
 
@@ -383,8 +417,93 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
     ++executed;
   }
   EXPECT_EQ(executed, (cases.size() + step - 1) / step);
-  std::printf("matmul: %zu of %zu cases x %zu instruction sets\n", executed, cases.size(),
-              supported_isas().size());
+  int with_tables = 0;
+  for (const Isa* isa : supported_isas()) {
+    for (const WeightKernels& slot : kernels_of(*isa).weight) with_tables += slot.table_rows > 0;
+  }
+  if (with_tables > 0) EXPECT_GT(n_looked_up, 0);
+  std::printf("matmul: %zu of %zu cases x %zu instruction sets, %d by tables\n", executed,
+              cases.size(), supported_isas().size(), n_looked_up);
+}
+
+// More groups and columns than the tables of one pass cover, and the largest sums there are.
+TEST(Weights, TablesOfManyGroupsAndExtremes) {
+  for (const bool wide : {false, true}) {
+    for (const int n_rows : {1, 3, 9}) {
+      run_case({WeightType::q1_0, 530, 1152, n_rows, 128, wide, true}, 77);
+      run_case({WeightType::q1_0, 530, 1152, n_rows, 32, wide, false}, 78);
+    }
+  }
+  for (const Isa* isa : supported_isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    if (kernels.weight[static_cast<int>(WeightType::q1_0)].table_rows == 0) continue;
+    for (const int high : {-127, 127, 0}) {
+      for (const int low : {-128, 127}) {
+        Random random(1);
+        Matrix m = make_matrix(WeightType::q1_0, 16, 128, random);
+        for (const uint8_t bits : {0x00, 0xff, 0x5a}) {
+          std::memset(m.packed.get(), bits, 256);
+          Activations a = make_activations(1, 128, 128, true, random);
+          for (int c = 0; c < 128; ++c) {
+            a.q[c] = static_cast<int8_t>(high);
+            a.low[c] = static_cast<int8_t>(low);
+          }
+          a.sums[0] = 128 * (256 * high + low);
+          Aligned<float> scratch(128);
+          const Case c{WeightType::q1_0, 16, 128, 1, 128, true, false};
+          Output expected(16, 1), out(16, 1);
+          call(scalar(), c, arguments(c, m, a, expected, scratch));
+          const Aligned<std::byte> tables = make_tables(kernels, a);
+          MatmulArgs args = arguments(c, m, a, out, scratch);
+          args.a.tables = tables.get();
+          args.a.planes = 3;
+          call(kernels, c, args);
+          check_same(expected, out);
+        }
+      }
+    }
+  }
+}
+
+TEST(Weights, TablesAreTheSameAsScalar) {
+  int executed = 0;
+  for (const Isa* isa : supported_isas()) {
+    for (int n = 16; n <= 512; n += 16) {
+      for (const bool wide : {false, true}) {
+        Random random(static_cast<unsigned>(n));
+        Aligned<int8_t> q(n), low(n);
+        for (int i = 0; i < n; ++i) {
+          q[i] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+          low[i] = static_cast<int8_t>(random() % 8 == 0 ? -128
+                                                         : static_cast<int>(random() % 256) - 128);
+        }
+        const int64_t bytes = table_bytes(n, wide ? 3 : 2);
+        Aligned<std::byte> expected(bytes), out(bytes);
+        scalar().build_tables(q.get(), wide ? low.get() : nullptr, n, expected.get());
+        kernels_of(*isa).build_tables(q.get(), wide ? low.get() : nullptr, n, out.get());
+        ASSERT_EQ(std::memcmp(expected.get(), out.get(), static_cast<size_t>(bytes)), 0)
+            << isa->name << " " << n << (wide ? " i16" : "");
+        // From the words of kernels.h: entry 16c + i of columns [16p, 16p + 16).
+        const int p = static_cast<int>(random() % static_cast<unsigned>(n / 16));
+        const int c = static_cast<int>(random() % 4), i = static_cast<int>(random() % 16);
+        int sum = 0, found = 0;
+        for (int k = 0; k < 4; ++k) {
+          const int64_t at = 16 * p + 4 * k + c;
+          const int x = wide ? 256 * q[at] + low[at] : q[at];
+          sum += (i >> k & 1) != 0 ? x : -x;
+        }
+        const std::byte* entry = out.get() + int64_t{p} * 64 * (wide ? 3 : 2) + 16 * c + i;
+        const int bits = wide ? 6 : 5, last = wide ? 2 : 1;
+        for (int plane = 0; plane < last; ++plane) {
+          found += static_cast<int>(entry[64 * plane]) << (bits * plane);
+        }
+        found += static_cast<int8_t>(entry[64 * last]) * (1 << (bits * last));
+        ASSERT_EQ(sum, found) << isa->name;
+        ++executed;
+      }
+    }
+  }
+  EXPECT_EQ(executed, static_cast<int>(supported_isas().size()) * 32 * 2);
 }
 
 TEST(Weights, ActivationPlacesAreAPermutation) {

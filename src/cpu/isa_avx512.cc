@@ -3,8 +3,13 @@
 #include "cpu/vec_avx512.h"
 //
 #include "cpu/isa_simd.inl"
+//
+#include "cpu/tables_avx512.inl"
 
 namespace bantam {
-void fill_avx512(Kernels& table) { fill_simd(table); }
+void fill_avx512(Kernels& table) {
+  fill_simd(table);
+  fill_tables_avx512(table);
+}
 }  // namespace bantam
 #endif

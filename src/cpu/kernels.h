@@ -54,7 +54,18 @@ struct ActRows {
   const int32_t* sums = nullptr;    // [n_rows][n_cols / block] sum of q over the block
   const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
   const int8_t* low = nullptr;      // as q, or null
+  // [n_rows][table_bytes(n_cols, planes)], or null: the same values as sums to look up, in place of
+  // q and low. Only for kernels with table_rows > 0.
+  const std::byte* tables = nullptr;
+  int planes = 2;  // of the tables: 3 for --act i16
 };
+
+// Sums of four activations with every choice of signs, to be looked up by four weight bits: for
+// each 16 columns `planes` vectors of 64 bytes, entry 16c + i being the sum over k of x[4k + c],
+// negated where bit k of i is 0. Plane 0 holds its low 5 bits, plane 1 the rest as int8; for
+// --act i16 three planes of 6, 6 and the remaining bits. One half of a byte of packed bits is such
+// an i, and the place of that byte in its row's quad is c.
+static inline int64_t table_bytes(int n_cols, int planes) { return int64_t{n_cols} * 4 * planes; }
 
 // Where column c of row t lies in q and low: panels of 8 rows, then of 4, 2 and 1 for the rest; in
 // a panel the quads of its rows lie side by side, so that a tile of rows reads its activations as
@@ -125,6 +136,9 @@ struct WeightKernels {
   void (*matmul)(const MatmulArgs& args);
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
+  // With at most this many activation rows `matmul` is faster on a.tables than on a.q; 0: it never
+  // reads tables.
+  int table_rows = 0;
 };
 
 struct KvKernels {
@@ -146,12 +160,15 @@ struct Kernels {
 
   // y = (x * r) * w, r = 1 / sqrt(sum x^2 / n + eps); n values. x == y allowed.
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* y);
-  // Rule 3; n a multiple of block, block a multiple of 16. sums and sums16 as in ActRows.
+  // Rule 3; n a multiple of block, block a multiple of 16. sums and sums16 as in ActRows; sums16
+  // may be null.
   void (*quantize)(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
                    int16_t* sums16);
   // Rule 3, --act i16: value = 256 * high + low; sums of the values.
   void (*quantize16)(const float* x, int n, int block, int8_t* high, int8_t* low, float* d,
                      int32_t* sums);
+  // The tables of one row of n rounded values in plain order (a multiple of 16); low may be null.
+  void (*build_tables)(const int8_t* q, const int8_t* low, int n, std::byte* tables);
   // out = silu(gate) * up; n values, any alias.
   void (*silu_mul)(const float* gate, const float* up, int n, float* out);
   // In place on one head of head_dim values; the first rope_dims are rotated. cos, sin: [rope_dims

@@ -84,22 +84,23 @@ void quantize_simd(const float* x, int n, int block, int8_t* q, float* d, int32_
   for (int b = 0; b < n / block; ++b) {
     const float* values = x + b * block;
     int8_t* codes = q + b * block;
-    int16_t* parts = sums16 + b * block / 16;
+    int16_t* parts = sums16 == nullptr ? nullptr : sums16 + b * block / 16;
     d[b] = block_scale(values, block, 127.0f);
     sums[b] = 0;
     if (!(d[b] > 0.0f)) {
       __builtin_memset(codes, 0, static_cast<size_t>(block));
-      __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
+      if (parts != nullptr) __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
       continue;
     }
     const Floats divisor = f_set(d[b]);
+    Ints total = i_zero();
     for (int i = 0; i < block; i += 16) {
       const Ints code = block_codes(values + i, divisor, 127);
       i_store_bytes(codes + i, code);
-      const int32_t sum = i_total(code);
-      parts[i / 16] = static_cast<int16_t>(sum);
-      sums[b] += sum;
+      total = i_add(total, code);
+      if (parts != nullptr) parts[i / 16] = static_cast<int16_t>(i_total(code));
     }
+    sums[b] = i_total(total);
   }
 }
 

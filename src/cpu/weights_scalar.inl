@@ -451,7 +451,7 @@ void quantize(const float* x, int n, int block, int8_t* q, float* d, int32_t* su
         q[k] = static_cast<int8_t>(code_of(x[k], d[b], 127));
         sum += q[k];
       }
-      sums16[i / 16] = static_cast<int16_t>(sum);
+      if (sums16 != nullptr) sums16[i / 16] = static_cast<int16_t>(sum);
       sums[b] += sum;
     }
   }
@@ -472,6 +472,25 @@ void quantize16(const float* x, int n, int block, int8_t* high, int8_t* low, flo
   }
 }
 
+void build_tables(const int8_t* q, const int8_t* low, int n, std::byte* tables) {
+  const int planes = low == nullptr ? 2 : 3, bits = low == nullptr ? 5 : 6;
+  for (int at = 0; at < n; at += 16, tables += 64 * planes) {
+    for (int entry = 0; entry < 64; ++entry) {
+      int sum = 0;
+      for (int k = 0; k < 4; ++k) {
+        const int i = at + 4 * k + entry / 16;
+        const int x = low == nullptr ? q[i] : 256 * q[i] + low[i];
+        sum += (entry >> k & 1) != 0 ? x : -x;
+      }
+      for (int p = 0; p < planes - 1; ++p) {
+        put(tables + 64 * p + entry, static_cast<unsigned>(sum) & ((1u << bits) - 1));
+        sum >>= bits;
+      }
+      put(tables + 64 * (planes - 1) + entry, static_cast<unsigned>(sum) & 255u);
+    }
+  }
+}
+
 void silu_mul(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = silu_f32(gate[i]) * up[i];
 }
@@ -479,7 +498,7 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
 template <class Format>
 constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, int, int,
                                                     std::byte*)) {
-  return {pack, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>};
+  return {pack, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>, 0};
 }
 
 [[maybe_unused]] void fill_weights_scalar(Kernels& table) {
@@ -487,9 +506,9 @@ constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, i
     return table.weight[static_cast<int>(type)];
   };
   at(WeightType::f32) = {pack_plain, unpack_row_f32, matmul_f32<unpack_row_f32>,
-                         matmul_f32<unpack_row_f32>};
+                         matmul_f32<unpack_row_f32>, 0};
   at(WeightType::f16) = {pack_plain, unpack_row_f16, matmul_f32<unpack_row_f16>,
-                         matmul_f32<unpack_row_f16>};
+                         matmul_f32<unpack_row_f16>, 0};
   at(WeightType::q1_0) = weight_kernels<FormatQ1_0>(pack_low_bits<1, 128>);
   at(WeightType::q2_0) = weight_kernels<FormatQ2_0<64>>(pack_low_bits<2, 64>);
   at(WeightType::pq2_0) = weight_kernels<FormatQ2_0<128>>(pack_low_bits<2, 128>);
@@ -501,6 +520,7 @@ constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, i
   table.rms_norm = rms_norm;
   table.quantize = quantize;
   table.quantize16 = quantize16;
+  table.build_tables = build_tables;
   table.silu_mul = silu_mul;
 }
 
