@@ -107,7 +107,7 @@ class Backend {
   virtual void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) = 0;
   // y[row] = rms_norm(x[row]) * w, rows of n values
   virtual void norm(const float* x, const float* w, float eps, int n_rows, int n, float* y) = 0;
-  // All products read the same rows.
+  // All products read the same rows, which none of them writes.
   virtual void matmul(std::span<const MatmulOut> outs, const MatmulIn& in) = 0;
   // gate[row] = silu(gate[row]) * up[row], for pairs of differently rounded inputs
   virtual void silu_mul(float* gate, const float* up, int n_rows, int n) = 0;

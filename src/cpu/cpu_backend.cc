@@ -22,10 +22,10 @@ int query_rows(const ComputeShape& shape) {
   return std::max(CpuBackend::kBlockQueries, shape.n_heads / std::max(1, shape.n_kv_heads));
 }
 
-int64_t input_bytes(const ComputeShape& s) {
+int64_t input_bytes(const ComputeShape& s, int64_t tables) {
   const int64_t values = int64_t{s.max_rows} * s.max_cols;
   return aligned(values) * (s.wide ? 2 : 1) + 2 * aligned(values / 32 * 4 + 64) +
-         aligned(values / 16 * 2 + 64);
+         aligned(values / 16 * 2 + 64) + aligned(tables);
 }
 
 int64_t query_bytes(const ComputeShape& s) {
@@ -34,11 +34,14 @@ int64_t query_bytes(const ComputeShape& s) {
   return aligned(values) + aligned(heads * 4) + aligned(values / 16 * 2) + aligned(values * 4);
 }
 
+int64_t row_table_bytes(const ComputeShape& s) { return table_bytes(s.max_cols, s.wide ? 3 : 2); }
+
 int64_t thread_bytes(const ComputeShape& s) {
   const int64_t rows = query_rows(s);
   return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
-         aligned(rows * 16) + aligned(rows * 4) + aligned(int64_t{s.max_cols} * 4) +
-         aligned(2 * int64_t{s.max_cols});
+         aligned(rows * 16) + aligned(rows * 4) + 2 * aligned(int64_t{s.max_cols} * 4) +
+         aligned(2 * int64_t{s.max_cols}) + 2 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
+         aligned(int64_t{s.max_cols} / 16 * 2 + 64) + aligned(row_table_bytes(s));
 }
 
 // Hands out 64-byte aligned pieces of one region.
@@ -83,8 +86,18 @@ int64_t CpuBackend::matrix_bytes(WeightType type, int rows, int cols) const {
   return n_groups(rows) * packed_group_bytes(type, cols);
 }
 
+// Tables of several rows at a time, if this instruction set ever wants them.
+int64_t CpuBackend::shared_table_bytes(const ComputeShape& shape) const {
+  int most = 0;
+  for (const WeightKernels& slot : kernels_.weight) most = std::max(most, slot.table_rows);
+  if (most < 2 || shape.max_rows < 2) return 0;
+  const int64_t row = row_table_bytes(shape);
+  return std::clamp<int64_t>(kTableBudget, 4 * row, row * std::max(4, shape.max_rows));
+}
+
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
-  return input_bytes(shape) + query_bytes(shape) + thread_bytes(shape) * pool_.size();
+  return input_bytes(shape, shared_table_bytes(shape)) + query_bytes(shape) +
+         thread_bytes(shape) * pool_.size();
 }
 
 Result<std::byte*> CpuBackend::allocate(int64_t bytes, const char* what) {
@@ -113,6 +126,8 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   inputs_.d = carver.take<float>(values / 32 + 16);
   inputs_.sums = carver.take<int32_t>(values / 32 + 16);
   inputs_.sums16 = carver.take<int16_t>(values / 16 + 32);
+  inputs_.table_bytes = shared_table_bytes(shape);
+  inputs_.tables = carver.take<std::byte>(inputs_.table_bytes);
   const int64_t heads = int64_t{shape.max_rows} * shape.n_heads;
   queries_.q = carver.take<int8_t>(heads * shape.head_dim);
   queries_.scale = carver.take<float>(heads);
@@ -127,7 +142,12 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
     scratch.m = carver.take<float>(rows * 4);
     scratch.visible = carver.take<int32_t>(rows);
     scratch.row = carver.take<float>(shape.max_cols);
+    scratch.normed = carver.take<float>(shape.max_cols);
     scratch.codes = carver.take<int8_t>(2 * int64_t{shape.max_cols});
+    scratch.d = carver.take<float>(shape.max_cols / 32 + 16);
+    scratch.sums = carver.take<int32_t>(shape.max_cols / 32 + 16);
+    scratch.sums16 = carver.take<int16_t>(shape.max_cols / 16 + 32);
+    scratch.tables = carver.take<std::byte>(row_table_bytes(shape));
   }
   const int rows_per_block = std::max(1, kBlockQueries * shape.n_kv_heads / shape.n_heads);
   // Runs may end inside a block, hence one more block for each row at worst.
@@ -178,135 +198,6 @@ void CpuBackend::norm(const float* x, const float* w, float eps, int n_rows, int
         rows(part.begin, part.end);
       },
       threads_for(n_rows));
-}
-
-// One row on its way into the products: normed (once), rounded, its quads spread.
-void CpuBackend::prepare_row(const MatmulIn& in, const MatmulOut& out, bool first, int row,
-                             int thread) {
-  const int n = out.w->cols, block = out.act_block;
-  const float* x = in.x + int64_t{row} * n;
-  if (in.norm != nullptr) {
-    float* y = in.normed + int64_t{row} * n;
-    if (first) kernels_.rms_norm(x, in.norm, n, in.norm_eps, y);
-    x = y;
-  }
-  if (block == 0) return;
-  const bool alone = in.n_rows == 1;
-  int8_t* codes = alone ? inputs_.q : scratch_[static_cast<size_t>(thread)].codes;
-  int8_t* low = alone ? inputs_.low : codes + shape_.max_cols;
-  float* d = inputs_.d + int64_t{row} * (n / block);
-  int32_t* sums = inputs_.sums + int64_t{row} * (n / block);
-  if (out.wide) {
-    kernels_.quantize16(x, n, block, codes, low, d, sums);
-  } else {
-    kernels_.quantize(x, n, block, codes, d, sums, inputs_.sums16 + int64_t{row} * (n / 16));
-  }
-  if (alone) return;
-  const int step = 4 * panel_width(in.n_rows, row);
-  int64_t to = act_offset(in.n_rows, n, row, 0);
-  for (int c = 0; c < n; c += 4, to += step) {
-    std::memcpy(inputs_.q + to, codes + c, 4);
-    if (out.wide) std::memcpy(inputs_.low + to, low + c, 4);
-  }
-}
-
-void CpuBackend::prepare_rows(const MatmulIn& in, const MatmulOut& out, bool first) {
-  CHECK(out.w->cols <= shape_.max_cols && in.n_rows <= shape_.max_rows);
-  CHECK(out.act_block == 0 || out.w->cols % out.act_block == 0);
-  if (out.act_block == 0 && (in.norm == nullptr || !first)) return;
-  if (in.n_rows == 1) return prepare_row(in, out, first, 0, 0);
-  pool_.run(
-      [&](int thread, int team) {
-        const auto part = ThreadPool::split(in.n_rows, thread, team);
-        for (int64_t r = part.begin; r < part.end; ++r) {
-          prepare_row(in, out, first, static_cast<int>(r), thread);
-        }
-      },
-      threads_for(in.n_rows));
-}
-
-void CpuBackend::matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
-                               int thread) {
-  const PackedMatrix packed{out.w->type, out.w->rows, out.w->cols, out.w->data};
-  MatmulArgs args;
-  args.w = &packed;
-  args.group_begin = begin;
-  args.group_end = end;
-  args.x = x;
-  args.n_rows = n_rows;
-  args.y = out.y;
-  args.ldy = out.ldy;
-  args.add = out.add;
-  args.scratch = scratch_[static_cast<size_t>(thread)].row;
-  const WeightKernels& kernels = kernels_.weight[static_cast<int>(packed.type)];
-  if (out.act_block == 0) return kernels.matmul_f32(args);
-  args.a = {n_rows,    packed.cols,  out.act_block,  inputs_.q,
-            inputs_.d, inputs_.sums, inputs_.sums16, out.wide ? inputs_.low : nullptr};
-  kernels.matmul(args);
-}
-
-void CpuBackend::gate_rows(std::span<const MatmulOut> outs, const MatmulIn& in, int begin,
-                           int end) {
-  const int first = begin * kGroupRows;
-  const int n = std::min(end * kGroupRows, outs[0].w->rows) - first;
-  for (int64_t t = 0; t < in.n_rows; ++t) {
-    float* gate = outs[0].y + t * outs[0].ldy + first;
-    kernels_.silu_mul(gate, outs[1].y + t * outs[1].ldy + first, n, gate);
-  }
-}
-
-// Groups [begin, begin + left) of all products laid end to end.
-void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const MatmulIn& in, int64_t begin,
-                              int64_t left, int thread) {
-  const float* x = in.norm != nullptr ? in.normed : in.x;
-  if (in.gated) {
-    const int first = static_cast<int>(begin), last = static_cast<int>(begin + left);
-    for (const MatmulOut& out : outs) matmul_groups(out, x, in.n_rows, first, last, thread);
-    return gate_rows(outs, in, first, last);
-  }
-  for (size_t i = 0; i < outs.size() && left > 0; ++i) {
-    const int64_t groups = n_groups(outs[i].w->rows);
-    if (begin >= groups) {
-      begin -= groups;
-      continue;
-    }
-    const int64_t end = std::min(groups, begin + left);
-    matmul_groups(outs[i], x, in.n_rows, static_cast<int>(begin), static_cast<int>(end), thread);
-    left -= end - begin;
-    begin = 0;
-  }
-}
-
-void CpuBackend::matmul(std::span<const MatmulOut> outs, const MatmulIn& in) {
-  size_t first = 0;
-  while (first < outs.size()) {
-    // Neighbours that want the same rounding share one pass; the buffers hold one rounding at a
-    // time.
-    const MatmulOut& out = outs[first];
-    size_t last = first + 1;
-    while (last < outs.size() && outs[last].act_block == out.act_block &&
-           outs[last].wide == out.wide) {
-      ++last;
-    }
-    CHECK(!in.gated || (last == 2 && outs.size() == 2 && outs[0].w->rows == outs[1].w->rows));
-    prepare_rows(in, out, first == 0);
-    int64_t total = 0;
-    for (size_t i = first; i < (in.gated ? 1 : last); ++i) total += n_groups(outs[i].w->rows);
-    const int team = threads_for(in.n_rows);
-    const int64_t chunk = std::clamp<int64_t>(total / (team * 8), 1, 32);
-    const auto products = outs.subspan(first, last - first);
-    next_.store(0, std::memory_order_relaxed);
-    pool_.run(
-        [&](int thread, int) {
-          for (;;) {
-            const int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
-            if (begin >= total) return;
-            matmul_chunk(products, in, begin, std::min(chunk, total - begin), thread);
-          }
-        },
-        team);
-    first = last;
-  }
 }
 
 void CpuBackend::silu_mul(float* gate, const float* up, int n_rows, int n) {

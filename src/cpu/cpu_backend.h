@@ -19,6 +19,9 @@ class CpuBackend final : public Backend {
   // Queries of one attention block: a K tile is unpacked once for all of them (64 KiB of scores
   // stay in L2).
   static constexpr int kBlockQueries = 64;
+  // Tables of rows that pass over the weights together: enough to read those rarely, little enough
+  // for the 24 MiB promise.
+  static constexpr int64_t kTableBudget = 3 << 19;
 
   CpuBackend(const Isa& isa, int n_threads, int n_threads_batch);
   ~CpuBackend() override;
@@ -58,6 +61,8 @@ class CpuBackend final : public Backend {
     float* d;
     int32_t* sums;
     int16_t* sums16;
+    std::byte* tables;    // of as many rows as fit
+    int64_t table_bytes;  // 0 when this instruction set multiplies several rows instead
   };
   // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim].
   struct Queries {
@@ -74,20 +79,41 @@ class CpuBackend final : public Backend {
     float* m;          // [query rows], then l, m_page, l_page
     int32_t* visible;  // [query rows]
     float* row;        // [max_cols] floats for unpacked rows
+    float* normed;     // [max_cols]
     int8_t* codes;     // [2][max_cols] a quantized row before its quads are spread
+    float* d;          // [max_cols / 32] of a row alone, as the next three
+    int32_t* sums;     // [max_cols / 32]
+    int16_t* sums16;   // [max_cols / 16]
+    std::byte* tables;
+  };
+  // What products that share a pass want of their input.
+  struct Rounding {
+    int n, block, planes;
+    bool wide, tables, sums16;
+  };
+  // What the kernels of one pass read: rows [row0, row0 + n_rows) of a matmul's input.
+  struct Operand {
+    int row0, n_rows;
+    const float* x;
+    ActRows a;
   };
   struct Block {  // query rows of one run and one KV head that are computed together
     int kv_head, first_row, n_rows;
   };
 
   int threads_for(int n_rows) const { return n_rows > 1 ? n_threads_batch_ : n_threads_; }
-  void prepare_row(const MatmulIn& in, const MatmulOut& out, bool first, int row, int thread);
-  void prepare_rows(const MatmulIn& in, const MatmulOut& out, bool first);
-  void matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
-                     int thread);
-  void matmul_chunk(std::span<const MatmulOut> outs, const MatmulIn& in, int64_t begin,
+  int64_t shared_table_bytes(const ComputeShape& shape) const;
+  Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows) const;
+  void round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,
+                 int32_t* sums, int16_t* sums16);
+  Operand prepare_alone(const MatmulIn& in, const Rounding& to, ThreadScratch& scratch);
+  void prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass, bool first, int row,
+                   ThreadScratch& scratch);
+  Operand prepare_rows(const MatmulIn& in, const Rounding& to, bool first, int row0);
+  void matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end, int thread);
+  void matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated, int64_t begin,
                     int64_t left, int thread);
-  void gate_rows(std::span<const MatmulOut> outs, const MatmulIn& in, int begin, int end);
+  void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);

@@ -113,8 +113,11 @@ void build_tables_avx512(const int8_t* q, const int8_t* low, int n, std::byte* t
 // Rows of activations that share an index; with more, the registers of their byte sums no longer
 // fit (Zen 4: 4, 6, 8 rows gave 329, 291, 272 GMAC/s).
 constexpr int kTableTokens = 4;
-// Columns whose tables of four rows stay in L1 (16 KiB) while all groups of a block pass.
-constexpr int kTableColumns = 512;
+// Tables that stay in L1 (32 KiB and more) beside the stream of weights. With those of one row in
+// L2 the prefetchers follow the tables instead: 8.5 GB/s of weights for 6144 columns, one thread.
+constexpr int kTableL1 = 16 << 10;
+template <int T, int Planes>
+constexpr int kTableColumns = T >= 3 ? 512 : 2048 / T / (Planes - 1);
 constexpr int kTableGroups = 32;
 
 // Lookups that a plane of bytes can add before it overflows: 8 x 31 < 256, 8 x -16 = -128 with 5
@@ -162,13 +165,17 @@ template <int T, int Block, int Planes>
 BANTAM_INLINE void table_block(const std::byte* block, const TableTile& at, Floats* y) {
   constexpr int most = Block / 16 < kTableLookups<Planes> ? Block / 16 : kTableLookups<Planes>;
   const Bytes nibble = b_set(15), place = i_set(0x30201000);
+  Bytes words[4];
+  for (int i = 0; i < 4; ++i) words[i] = b_load(block + 64 * i);
+  // The bytes of a stream must be asked for in their order: with the scale first Zen 4 reads 17
+  // GB/s on one thread, with it last 28.
+  asm volatile("" ::: "memory");
   const Floats d_w = f_halves(block + 256);
   TableSums<Planes> sums[T];
   unrolled<8>([&](auto step) __attribute__((always_inline)) {
     constexpr int j = decltype(step)::value;  // 16 columns
-    const Bytes word = b_load(block + j / 2 * 64);
     // Bits 6 and 7 of an index are ignored: only the neighbour's bits must be cleared.
-    const Bytes bits = j % 2 == 0 ? word : _mm512_srli_epi16(word, 4);
+    const Bytes bits = j % 2 == 0 ? words[j / 2] : _mm512_srli_epi16(words[j / 2], 4);
     const Bytes index = _mm512_ternarylogic_epi32(bits, nibble, place, 0xea);
     unrolled<T>([&](auto row) __attribute__((always_inline)) {
       constexpr int t = decltype(row)::value;
@@ -183,9 +190,23 @@ BANTAM_INLINE void table_block(const std::byte* block, const TableTile& at, Floa
   });
 }
 
-// Columns [c, c + n) of a group; y[T][16] in and out.
+// Asks for the cache lines of a block. Zen 4 follows one stream by itself and is slowed down by
+// requests (52 GB/s of 57 without, 50 with these, 30 with requests into L1); a tile of several rows
+// jumps from group to group, which no prefetcher follows.
+BANTAM_INLINE void request(const std::byte* block) {
+  for (int i = 0; i < 288; i += 64) __builtin_prefetch(block + i, 0, 2);
+}
+
+struct TablePass {
+  int begin, end;  // groups, at most kTableGroups
+  int t0;          // first activation row of the tile
+  bool cold;       // the weights of this pass come from memory
+};
+
+// Columns [c, c + n) of a group; y[T][16] in and out. `ahead`: where the next columns lie.
 template <int T, int Block, int Planes>
-inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int n, float* y) {
+inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int n, float* y,
+                          const std::byte* ahead) {
   const ActRows& a = args.a;
   const int64_t stride = table_bytes(a.n_cols, Planes), d_stride = a.n_cols / Block;
   TableTile at{a.tables + t0 * stride + table_bytes(c, Planes), stride,
@@ -194,6 +215,7 @@ inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int 
   Floats sum[T];
   for (int t = 0; t < T; ++t) sum[t] = f_load(y + 16 * t);
   for (int i = 0; i < n; i += 128) {
+    if (ahead != nullptr) request(ahead + i / 128 * 288);
     table_block<T, Block, Planes>(block, at, sum);
     block += 288;
     at.tables += 512 * Planes;
@@ -202,38 +224,65 @@ inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int 
   for (int t = 0; t < T; ++t) f_store(y + 16 * t, sum[t]);
 }
 
-// Rows [t0, t0 + T) of the activations, groups [begin, end), at most kTableGroups of them.
 template <int T, int Block, int Planes>
-inline void table_rows(const MatmulArgs& args, int begin, int end, int t0) {
+inline void table_rows(const MatmulArgs& args, const TablePass& pass) {
   alignas(64) float y[kTableGroups][T][16];
-  for (int g = 0; g < end - begin; ++g) {
+  for (int g = 0; g < pass.end - pass.begin; ++g) {
     for (int t = 0; t < T; ++t) f_store(y[g][t], f_zero());
   }
-  // One row alone reads the weights as one stream; its tables come from L2 at that speed.
-  const int n = args.a.n_cols, step = args.a.n_rows == 1 ? n : kTableColumns;
+  const int n = args.a.n_cols, step = kTableColumns<T, Planes>;
+  const int64_t group_bytes = int64_t{n} / 128 * 288;
   for (int c = 0; c < n; c += step) {
     const int columns = n - c < step ? n - c : step;
-    for (int g = begin; g < end; ++g) {
-      table_columns<T, Block, Planes>(args, g, t0, c, columns, y[g - begin][0]);
+    for (int g = pass.begin; g < pass.end; ++g) {
+      // Two steps ahead: after the last groups the next columns of the first ones.
+      const bool wraps = g + 2 >= pass.end;
+      const int64_t then = wraps ? pass.begin + (g + 2 - pass.end) : g + 2;
+      const std::byte* ahead =
+          args.w->data + then * group_bytes + (wraps ? c + step : c) / 128 * 288;
+      table_columns<T, Block, Planes>(args, g, pass.t0, c, columns, y[g - pass.begin][0],
+                                      pass.cold ? ahead : nullptr);
     }
   }
-  for (int g = begin; g < end; ++g) {
-    for (int t = 0; t < T; ++t) store_rows(args, g, t0 + t, f_load(y[g - begin][t]));
+  for (int g = pass.begin; g < pass.end; ++g) {
+    for (int t = 0; t < T; ++t) store_rows(args, g, pass.t0 + t, f_load(y[g - pass.begin][t]));
+  }
+}
+
+// A single row of activations whose tables fit L1: the weights are one stream from memory.
+template <int Block, int Planes>
+inline void table_row_alone(const MatmulArgs& args) {
+  const ActRows& a = args.a;
+  const int n_blocks = a.n_cols / 128;
+  const std::byte* block = args.w->data + int64_t{args.group_begin} * n_blocks * 288;
+  for (int g = args.group_begin; g < args.group_end; ++g) {
+    TableTile at{a.tables, 0, a.d, 0};
+    Floats y = f_zero();
+    for (int b = 0; b < n_blocks; ++b) {
+      table_block<1, Block, Planes>(block, at, &y);
+      block += 288;
+      at.tables += 512 * Planes;
+      at.d += 128 / Block;
+    }
+    store_rows(args, g, 0, y);
   }
 }
 
 template <int Block, int Planes>
 inline void table_product(const MatmulArgs& args) {
+  const int n = args.a.n_rows;
+  if (n == 1 && table_bytes(args.a.n_cols, Planes) <= kTableL1) {
+    return table_row_alone<Block, Planes>(args);
+  }
   for (int g = args.group_begin; g < args.group_end; g += kTableGroups) {
-    const int end = args.group_end - g < kTableGroups ? args.group_end : g + kTableGroups;
-    const int n = args.a.n_rows;
-    int t = 0;
-    for (; t + kTableTokens <= n; t += kTableTokens) {
-      table_rows<kTableTokens, Block, Planes>(args, g, end, t);
+    TablePass pass{g, args.group_end - g < kTableGroups ? args.group_end : g + kTableGroups, 0,
+                   true};
+    for (; pass.t0 + kTableTokens <= n; pass.t0 += kTableTokens, pass.cold = false) {
+      table_rows<kTableTokens, Block, Planes>(args, pass);
     }
-    if (n - t == 3) table_rows<3, Block, Planes>(args, g, end, t);
-    if (n - t == 2) table_rows<2, Block, Planes>(args, g, end, t);
-    if (n - t == 1) table_rows<1, Block, Planes>(args, g, end, t);
+    if (n - pass.t0 == 3) table_rows<3, Block, Planes>(args, pass);
+    if (n - pass.t0 == 2) table_rows<2, Block, Planes>(args, pass);
+    if (n - pass.t0 == 1) table_rows<1, Block, Planes>(args, pass);
   }
 }
 

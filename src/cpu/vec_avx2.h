@@ -37,6 +37,7 @@ constexpr int kChains = 2;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchLevel = 2;
 
 // ---- floats
 

@@ -40,8 +40,10 @@ constexpr int kChains = 4;
 constexpr int kFloatKeys = 16;
 constexpr int kFloatChannels = 8;
 // How far ahead of a single row the next bytes of the packed stream are asked for (1.7B tg64, Xeon:
-// 1, 2, 4, 8, 16 KiB gave 56, 62, 71, 74, 73 tok/s).
+// 1, 2, 4, 8, 16 KiB gave 56, 62, 71, 74, 73 tok/s), and into which cache: 2 is L2. Asking for L1
+// halves the speed of a Zen 4 (q1_0, 2 threads: 30 GB/s, L2 50, no request 52).
 constexpr int kPrefetchBytes = 8192;
+constexpr int kPrefetchLevel = 2;
 
 // ---- floats
 

@@ -41,6 +41,7 @@ constexpr int kChains = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 constexpr int kPrefetchBytes = 1024;
+constexpr int kPrefetchLevel = 3;
 
 // ---- floats
 

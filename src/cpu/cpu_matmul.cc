@@ -1,0 +1,228 @@
+// Matrix products of CpuBackend: how inputs are normed and rounded on their way in, and how groups
+// of rows are shared between threads. The arithmetic is in the kernels.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/cpu_backend.h"
+
+namespace bantam {
+
+namespace {
+
+// Groups that a thread takes at a time: several turns for each thread, yet few enough bytes that
+// their weights stay in L2 while all rows of activations pass.
+constexpr int64_t kMostGroups = 32;
+constexpr int64_t kMostBytes = 384 << 10;
+
+int64_t chunk_of(std::span<const MatmulOut> outs, int64_t total, int team) {
+  const int64_t bytes = packed_group_bytes(outs[0].w->type, outs[0].w->cols);
+  const int64_t most = std::clamp<int64_t>(kMostBytes / bytes, 1, kMostGroups);
+  return std::clamp<int64_t>(total / (team * 8), 1, most);
+}
+
+}  // namespace
+
+CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, int n_rows) const {
+  const MatmulOut& out = outs[0];
+  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, out.act_block != 0, false};
+  for (const MatmulOut& each : outs) {
+    const int most = kernels_.weight[static_cast<int>(each.w->type)].table_rows;
+    r.tables = r.tables && n_rows <= most && (n_rows == 1 || inputs_.table_bytes > 0);
+    // Only Q6_K has scales for 16 columns.
+    r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
+  }
+  return r;
+}
+
+// x rounded into the thread's codes, in plain order.
+void CpuBackend::round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,
+                           int32_t* sums, int16_t* sums16) {
+  if (to.wide) {
+    kernels_.quantize16(x, to.n, to.block, scratch.codes, scratch.codes + shape_.max_cols, d, sums);
+  } else {
+    kernels_.quantize(x, to.n, to.block, scratch.codes, d, sums, to.sums16 ? sums16 : nullptr);
+  }
+}
+
+// One row alone: every thread prepares its own copy, which costs less than waiting for another
+// thread's and fetching it from that core's cache.
+CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding& to,
+                                              ThreadScratch& scratch) {
+  const int n = to.n;
+  Operand operand{0, 1, in.x, {}};
+  if (in.norm != nullptr) {
+    kernels_.rms_norm(in.x, in.norm, n, in.norm_eps, scratch.normed);
+    operand.x = scratch.normed;
+  }
+  if (to.block == 0) return operand;
+  round_row(to, operand.x, scratch, scratch.d, scratch.sums, scratch.sums16);
+  const int8_t* low = to.wide ? scratch.codes + shape_.max_cols : nullptr;
+  operand.a = {1, n, to.block, scratch.codes, scratch.d, scratch.sums, scratch.sums16, low};
+  if (to.tables) {
+    kernels_.build_tables(scratch.codes, low, n, scratch.tables);
+    operand.a.tables = scratch.tables;
+    operand.a.planes = to.planes;
+  }
+  return operand;
+}
+
+// Row `row` of the pass: normed (once), rounded, then its tables built or its quads spread.
+void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass,
+                             bool first, int row, ThreadScratch& scratch) {
+  const int n = to.n, block = to.block;
+  const int64_t source = int64_t{pass.row0} + row;
+  const float* x = in.x + source * n;
+  if (in.norm != nullptr) {
+    float* y = in.normed + source * n;
+    if (first) kernels_.rms_norm(x, in.norm, n, in.norm_eps, y);
+    x = y;
+  }
+  if (block == 0) return;
+  round_row(to, x, scratch, inputs_.d + int64_t{row} * (n / block),
+            inputs_.sums + int64_t{row} * (n / block), inputs_.sums16 + int64_t{row} * (n / 16));
+  const int8_t* codes = scratch.codes;
+  const int8_t* low = to.wide ? codes + shape_.max_cols : nullptr;
+  if (to.tables) {
+    std::byte* tables = inputs_.tables + row * table_bytes(n, to.planes);
+    return kernels_.build_tables(codes, low, n, tables);
+  }
+  const int step = 4 * panel_width(pass.n_rows, row);
+  int64_t place = act_offset(pass.n_rows, n, row, 0);
+  for (int c = 0; c < n; c += 4, place += step) {
+    std::memcpy(inputs_.q + place, codes + c, 4);
+    if (low != nullptr) std::memcpy(inputs_.low + place, low + c, 4);
+  }
+}
+
+// Rows from row0 on, as many as one pass takes.
+CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding& to, bool first,
+                                             int row0) {
+  int n_rows = in.n_rows - row0;
+  if (to.tables) {
+    const int64_t fit = inputs_.table_bytes / table_bytes(to.n, to.planes);
+    n_rows = static_cast<int>(std::min<int64_t>(n_rows, fit / 4 * 4));
+  }
+  const float* x = (in.norm != nullptr ? in.normed : in.x) + int64_t{row0} * to.n;
+  Operand pass{row0, n_rows, x, {}};
+  if (to.block == 0 && (in.norm == nullptr || !first)) return pass;
+  if (to.block != 0) {
+    pass.a = {n_rows,
+              to.n,
+              to.block,
+              inputs_.q,
+              inputs_.d,
+              inputs_.sums,
+              inputs_.sums16,
+              to.wide ? inputs_.low : nullptr,
+              to.tables ? inputs_.tables : nullptr,
+              to.planes};
+  }
+  pool_.run(
+      [&](int thread, int team) {
+        const auto part = ThreadPool::split(n_rows, thread, team);
+        for (int64_t r = part.begin; r < part.end; ++r) {
+          prepare_row(in, to, pass, first, static_cast<int>(r),
+                      scratch_[static_cast<size_t>(thread)]);
+        }
+      },
+      threads_for(in.n_rows));
+  return pass;
+}
+
+void CpuBackend::matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end,
+                               int thread) {
+  const PackedMatrix packed{out.w->type, out.w->rows, out.w->cols, out.w->data};
+  MatmulArgs args;
+  args.w = &packed;
+  args.group_begin = begin;
+  args.group_end = end;
+  args.a = in.a;
+  args.x = in.x;
+  args.n_rows = in.n_rows;
+  args.y = out.y + in.row0 * out.ldy;
+  args.ldy = out.ldy;
+  args.add = out.add;
+  args.scratch = scratch_[static_cast<size_t>(thread)].row;
+  const WeightKernels& kernels = kernels_.weight[static_cast<int>(packed.type)];
+  (out.act_block == 0 ? kernels.matmul_f32 : kernels.matmul)(args);
+}
+
+// Groups [begin, begin + left) of all products laid end to end.
+void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated,
+                              int64_t begin, int64_t left, int thread) {
+  if (gated) {
+    const int first = static_cast<int>(begin), last = static_cast<int>(begin + left);
+    for (const MatmulOut& out : outs) matmul_groups(out, in, first, last, thread);
+    const int row = first * kGroupRows;
+    const int n = std::min(last * kGroupRows, outs[0].w->rows) - row;
+    for (int64_t t = in.row0; t < in.row0 + in.n_rows; ++t) {
+      float* gate = outs[0].y + t * outs[0].ldy + row;
+      kernels_.silu_mul(gate, outs[1].y + t * outs[1].ldy + row, n, gate);
+    }
+    return;
+  }
+  for (size_t i = 0; i < outs.size() && left > 0; ++i) {
+    const int64_t groups = n_groups(outs[i].w->rows);
+    if (begin >= groups) {
+      begin -= groups;
+      continue;
+    }
+    const int64_t end = std::min(groups, begin + left);
+    matmul_groups(outs[i], in, static_cast<int>(begin), static_cast<int>(end), thread);
+    left -= end - begin;
+    begin = 0;
+  }
+}
+
+// Products that read the same rounding of the same rows.
+void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first) {
+  int64_t total = 0;
+  for (const MatmulOut& out : outs.first(in.gated ? 1 : outs.size())) {
+    total += n_groups(out.w->rows);
+  }
+  const Rounding to = rounding_of(outs, in.n_rows);
+  const int team = threads_for(in.n_rows);
+  const int64_t chunk = chunk_of(outs, total, team);
+  const auto share = [&](const Operand& operand, int thread) {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
+      if (begin >= total) return;
+      matmul_chunk(outs, operand, in.gated, begin, std::min(chunk, total - begin), thread);
+    }
+  };
+  if (in.n_rows == 1) {
+    next_.store(0, std::memory_order_relaxed);
+    pool_.run(
+        [&](int thread, int) {
+          share(prepare_alone(in, to, scratch_[static_cast<size_t>(thread)]), thread);
+        },
+        team);
+    return;
+  }
+  for (int row0 = 0; row0 < in.n_rows;) {
+    const Operand operand = prepare_rows(in, to, first, row0);
+    next_.store(0, std::memory_order_relaxed);
+    pool_.run([&](int thread, int) { share(operand, thread); }, team);
+    row0 += operand.n_rows;
+  }
+}
+
+void CpuBackend::matmul(std::span<const MatmulOut> outs, const MatmulIn& in) {
+  CHECK(in.n_rows >= 1 && in.n_rows <= shape_.max_rows);
+  // Neighbours that want the same rounding share one pass; the buffers hold one rounding at a time.
+  const auto alike = [&](const MatmulOut& a, const MatmulOut& b) {
+    return a.act_block == b.act_block && a.wide == b.wide;
+  };
+  for (size_t first = 0; first < outs.size();) {
+    const MatmulOut& out = outs[first];
+    CHECK(out.w->cols <= shape_.max_cols);
+    CHECK(out.act_block == 0 || out.w->cols % out.act_block == 0);
+    size_t last = first + 1;
+    while (last < outs.size() && alike(outs[last], out)) ++last;
+    CHECK(!in.gated || (last == 2 && outs.size() == 2 && outs[0].w->rows == outs[1].w->rows));
+    matmul_alike(outs.subspan(first, last - first), in, first == 0);
+    first = last;
+  }
+}
+
+}  // namespace bantam
