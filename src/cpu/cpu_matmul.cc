@@ -1,6 +1,7 @@
 // Matrix products of CpuBackend: how inputs are normed and rounded on their way in, and how groups
 // of rows are shared between threads. The arithmetic is in the kernels.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cpu/cpu_backend.h"
@@ -9,15 +10,30 @@ namespace bantam {
 
 namespace {
 
-// Groups that a thread takes at a time: several turns for each thread, yet few enough bytes that
-// their weights stay in L2 while all rows of activations pass.
+// Groups that a thread takes at a time: at first so many that their weights (kMostBytes) stay in L2
+// while all rows of activations pass, then ever fewer, so that all threads end together.
 constexpr int64_t kMostGroups = 32;
 constexpr int64_t kMostBytes = 384 << 10;
+constexpr int64_t kLeastGroups = 4;
 
-int64_t chunk_of(std::span<const MatmulOut> outs, int64_t total, int team) {
+struct Turns {
+  int64_t total, most;
+  int team;
+
+  // False when nothing is left; otherwise groups [begin, begin + n) are the caller's.
+  bool take(std::atomic<int64_t>& next, int64_t& begin, int64_t& n) const {
+    begin = next.load(std::memory_order_relaxed);
+    do {
+      if (begin >= total) return false;
+      n = std::min(total - begin, std::clamp((total - begin) / (2 * team), kLeastGroups, most));
+    } while (!next.compare_exchange_weak(begin, begin + n, std::memory_order_relaxed));
+    return true;
+  }
+};
+
+Turns turns_of(std::span<const MatmulOut> outs, int64_t total, int team) {
   const int64_t bytes = packed_group_bytes(outs[0].w->type, outs[0].w->cols);
-  const int64_t most = std::clamp<int64_t>(kMostBytes / bytes, 1, kMostGroups);
-  return std::clamp<int64_t>(total / (team * 8), 1, most);
+  return {total, std::clamp(kMostBytes / bytes, kLeastGroups, kMostGroups), team};
 }
 
 }  // namespace
@@ -182,13 +198,10 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   }
   const Rounding to = rounding_of(outs, in.n_rows);
   const int team = threads_for(in.n_rows);
-  const int64_t chunk = chunk_of(outs, total, team);
+  const Turns turns = turns_of(outs, total, team);
   const auto share = [&](const Operand& operand, int thread) {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= total) return;
-      matmul_chunk(outs, operand, in.gated, begin, std::min(chunk, total - begin), thread);
-    }
+    int64_t begin = 0, n = 0;
+    while (turns.take(next_, begin, n)) matmul_chunk(outs, operand, in.gated, begin, n, thread);
   };
   if (in.n_rows == 1) {
     next_.store(0, std::memory_order_relaxed);
