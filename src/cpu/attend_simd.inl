@@ -128,11 +128,25 @@ BANTAM_INLINE Floats load_floats(const std::byte* p) {
   }
 }
 
+// A tile of 16-bit floats as floats, for several rows of queries: every row would convert it anew.
+constexpr int kMostHeadDim = 256;
 template <class Float>
-void scores_float_simd(const ScoreArgs& args) {
+struct FloatTile {
+  alignas(64) float x[32 * kMostHeadDim];
+
+  FloatTile(const std::byte* tile, int n_positions, int head_dim) {
+    for (int i = 0; i < n_positions * head_dim; i += 16) {
+      f_store(x + i, load_floats<Float>(tile + int64_t{i} * Float::bytes));
+    }
+  }
+  const std::byte* data() const { return reinterpret_cast<const std::byte*>(x); }
+};
+
+template <class Float>
+inline void score_floats(const ScoreArgs& args, const std::byte* tile) {
   const int hd = args.head_dim;
   for (int first = 0; first < 32; first += 16) {
-    const std::byte* keys = args.tile + int64_t{first} * hd * Float::bytes;
+    const std::byte* keys = tile + int64_t{first} * hd * Float::bytes;
     for (int r = 0; r < args.n_rows; ++r) {
       const float* q = args.qf + int64_t{r} * hd;
       Floats lanes[16];
@@ -149,6 +163,13 @@ void scores_float_simd(const ScoreArgs& args) {
       f_store(args.s + r * args.s_stride + first, f_mul(f_trees(lanes), f_set(args.scale[r])));
     }
   }
+}
+
+template <class Float>
+void scores_float_simd(const ScoreArgs& args) {
+  if (Float::bytes == 4 || args.n_rows == 1) return score_floats<Float>(args, args.tile);
+  const FloatTile<Float> tile(args.tile, 32, args.head_dim);
+  score_floats<CodecOf<KvType::f32>>(args, tile.data());
 }
 
 // ---- weighted sums, quantized V
@@ -265,16 +286,23 @@ BANTAM_INLINE void weigh_floats(const std::byte* tile, int head_dim, int c, cons
 }
 
 template <class Float>
-void weigh_float_simd(const WeighArgs& args) {
+inline void weigh_rows(const WeighArgs& args, const std::byte* tile) {
   const int hd = args.head_dim;
   for (int r = 0; r < args.n_rows; ++r) {
     const float* p = args.p + r * args.p_stride;
     float* acc = args.acc + int64_t{r} * hd;
     int c = 0;
     for (; c + 16 * kFloatChannels <= hd; c += 16 * kFloatChannels)
-      weigh_floats<Float, kFloatChannels>(args.tile, hd, c, p, args.n_visible[r], acc + c);
-    for (; c < hd; c += 32) weigh_floats<Float, 2>(args.tile, hd, c, p, args.n_visible[r], acc + c);
+      weigh_floats<Float, kFloatChannels>(tile, hd, c, p, args.n_visible[r], acc + c);
+    for (; c < hd; c += 32) weigh_floats<Float, 2>(tile, hd, c, p, args.n_visible[r], acc + c);
   }
+}
+
+template <class Float>
+void weigh_float_simd(const WeighArgs& args) {
+  if (Float::bytes == 4 || args.n_rows == 1) return weigh_rows<Float>(args, args.tile);
+  const FloatTile<Float> tile(args.tile, 32, args.head_dim);
+  weigh_rows<CodecOf<KvType::f32>>(args, tile.data());
 }
 
 template <KvType Type>
