@@ -174,26 +174,23 @@ void CpuBackend::attend(const AttendStep& step) {
   const int team = threads_for(n_rows);
   const int64_t n_stores = 2 * shape.n_kv_heads;
   next_.store(0, std::memory_order_relaxed);
+  next_block_.store(0, std::memory_order_relaxed);
   pool_.run(
-      [&](int, int) {
+      [&](int thread, int) {
         for (;;) {
           const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-          if (item >= n_stores + n_rows) return;
+          if (item >= n_stores + n_rows) break;
           if (item < n_stores) {
             store_head(step, static_cast<int>(item / 2), item % 2 != 0);
           } else {
             prepare_query(step, static_cast<int>(item - n_stores));
           }
         }
-      },
-      team);
-  next_.store(0, std::memory_order_relaxed);
-  pool_.run(
-      [&](int thread, int) {
+        pool_.barrier();
         for (;;) {
           // From the back: late rows see more pages, so the longest work starts first.
           const int64_t item = static_cast<int64_t>(blocks_.size()) - 1 -
-                               next_.fetch_add(1, std::memory_order_relaxed);
+                               next_block_.fetch_add(1, std::memory_order_relaxed);
           if (item < 0) return;
           attend_block(step, blocks_[static_cast<size_t>(item)],
                        scratch_[static_cast<size_t>(thread)]);

@@ -132,6 +132,7 @@ class CpuBackend final : public Backend {
   std::vector<ThreadScratch> scratch_;
   std::vector<Block> blocks_;
   std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_block_{0};
 };
 
 }  // namespace bantam
