@@ -1,12 +1,33 @@
 #include "base/thread_pool.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 
 #include "base/check.h"
+#include "base/cpu_set.h"
 
 namespace bantam {
 
 namespace {
+
+constexpr int kActiveBits = 16;
+constexpr uint64_t kActiveMask = (uint64_t{1} << kActiveBits) - 1;
+constexpr uint64_t kStop = kActiveMask;
+
+using Futex = std::atomic<uint32_t>;
+static_assert(sizeof(Futex) == 4 && Futex::is_always_lock_free);
+
+void futex_wait(Futex& word, uint32_t expected) {
+  ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+}
+
+void futex_wake(Futex& word, int n) {
+  ::syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, n, nullptr, nullptr, 0);
+}
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -16,70 +37,135 @@ void pause_briefly() {
 #endif
 }
 
-// Waits until value differs from old: spins for kSpinNs, then sleeps in the kernel.
-template <class T>
-void wait_change(const std::atomic<T>& value, T old) {
-  const auto start = std::chrono::steady_clock::now();
-  for (;;) {
-    for (int i = 0; i < 64; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
-      pause_briefly();
-    }
-    const auto waited = std::chrono::steady_clock::now() - start;
-    if (std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count() > ThreadPool::kSpinNs)
-      break;
+// True when ready() came true within that many rounds. No clock is read: rounds are calibrated.
+template <class Ready>
+bool spin(int64_t rounds, const Ready& ready) {
+  for (int64_t i = 0; i < rounds; ++i) {
+    if (ready()) return true;
+    pause_briefly();
   }
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  return ready();
+}
+
+// How many rounds of spin() take kSpinNs; the fastest of a few tries, as others may interrupt.
+int64_t rounds_of_spin() {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kTries = 5, kRounds = 200;
+  const std::atomic<uint64_t> never{0};
+  int64_t best_ns = INT64_MAX;
+  for (int i = 0; i < kTries; ++i) {
+    const auto start = Clock::now();
+    spin(kRounds, [&] { return never.load(std::memory_order_acquire) != 0; });
+    const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
+    best_ns = std::min<int64_t>(best_ns, ns.count());
+  }
+  return ThreadPool::kSpinNs * kRounds / std::max<int64_t>(1, best_ns);
+}
+
+// Sleeps until ready(). Whoever makes it true calls unpark() afterwards. Both sides write, then
+// read what the other writes, in the one order of seq_cst: one of them sees the other.
+template <class Ready>
+void park(Futex& parked, const Ready& ready) {
+  for (;;) {
+    parked.store(1, std::memory_order_seq_cst);
+    if (ready()) break;
+    futex_wait(parked, 1);
+    if (ready()) break;
+  }
+  parked.store(0, std::memory_order_relaxed);
+}
+
+void unpark(Futex& parked) {
+  if (parked.load(std::memory_order_seq_cst) == 0) return;
+  // A late clear is harmless: the sleeper then does not fall asleep, looks again and parks again.
+  parked.store(0, std::memory_order_seq_cst);
+  futex_wake(parked, 1);
 }
 
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) {
-  CHECK(n_threads >= 1);
+  CHECK(n_threads >= 1 && static_cast<uint64_t>(n_threads) < kStop);
+  static const int64_t rounds = rounds_of_spin();
+  spin_rounds_ = rounds;
+  cpus_ = std::max(1, CpuSet::of_this_thread().count());
+  parked_ = std::make_unique<Futex[]>(static_cast<size_t>(n_threads));
   workers_.reserve(static_cast<size_t>(n_threads - 1));
   for (int t = 1; t < n_threads; ++t) workers_.emplace_back([this, t] { work(t); });
 }
 
 ThreadPool::~ThreadPool() {
-  stop_.store(true, std::memory_order_release);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  publish(static_cast<int>(kStop));
   for (std::thread& worker : workers_) worker.join();
+}
+
+// Makes the next task visible to its workers and wakes those that sleep, and only those.
+void ThreadPool::publish(int n_active) {
+  const uint64_t count = (word_.load(std::memory_order_relaxed) >> kActiveBits) + 1;
+  word_.store(count << kActiveBits | static_cast<uint64_t>(n_active), std::memory_order_seq_cst);
+  const int n = std::min(n_active, size());
+  for (int t = 1; t < n; ++t) unpark(parked_[static_cast<size_t>(t)]);
 }
 
 void ThreadPool::run_raw(Task task, void* argument, int n_active) {
   CHECK(!running_);
   const int n = n_active > 0 && n_active < size() ? n_active : size();
-  if (n == 1) {
-    task(argument, 0, 1);
-    return;
-  }
   running_ = true;
-  task_ = task;
-  argument_ = argument;
   n_active_ = n;
-  // Every worker answers each generation, also those beyond n_active, so no one can miss a task.
-  pending_.store(size() - 1, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  if (n > 1) {
+    task_ = task;
+    argument_ = argument;
+    spins_ = n <= cpus_ ? spin_rounds_ : 0;
+    done_target_ += static_cast<uint32_t>(n - 1);
+    publish(n);
+  }
   task(argument, 0, n);
-  for (;;) {
-    const int32_t left = pending_.load(std::memory_order_acquire);
-    if (left == 0) break;
-    wait_change(pending_, left);
+  if (n > 1) {
+    const uint32_t target = done_target_;
+    const auto done = [&] { return done_.load(std::memory_order_seq_cst) == target; };
+    if (!spin(spins_, done)) park(parked_[0], done);
   }
   running_ = false;
 }
 
 void ThreadPool::work(int thread) {
-  uint32_t seen = 0;
+  Futex& parked = parked_[static_cast<size_t>(thread)];
+  uint64_t seen = 0;
+  int64_t left = 0;  // rounds to spin before sleeping; tasks of others do not renew them
   for (;;) {
-    wait_change(generation_, seen);
-    seen = generation_.load(std::memory_order_acquire);
-    if (stop_.load(std::memory_order_acquire)) return;
-    if (thread < n_active_) task_(argument_, thread, n_active_);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    const auto changed = [&] { return word_.load(std::memory_order_seq_cst) != seen; };
+    while (!changed() && left > 0) {
+      --left;
+      pause_briefly();
+    }
+    if (left == 0) park(parked, changed);
+    seen = word_.load(std::memory_order_acquire);
+    const uint64_t n_active = seen & kActiveMask;
+    if (n_active == kStop) return;
+    if (static_cast<uint64_t>(thread) >= n_active) continue;
+    const uint32_t target = done_target_;
+    left = spins_;
+    task_(argument_, thread, static_cast<int>(n_active));
+    if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == target) unpark(parked_[0]);
   }
+}
+
+void ThreadPool::barrier() {
+  CHECK(running_);
+  const int n = n_active_;
+  if (n == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  const auto over = [&] { return phase_.load(std::memory_order_seq_cst) != phase; };
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_seq_cst);
+    if (phase_sleepers_.load(std::memory_order_seq_cst) > 0) futex_wake(phase_, n);
+    return;
+  }
+  if (spin(spins_, over)) return;
+  phase_sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  while (!over()) futex_wait(phase_, phase);
+  phase_sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 }  // namespace bantam

@@ -1,0 +1,206 @@
+// ThreadPool: every member runs each task once, barriers order the phases of one run, waiting ends
+// in sleep, teams larger than the machine make progress.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "base/cpu_set.h"
+#include "base/thread_pool.h"
+
+namespace bantam {
+namespace {
+
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define BANTAM_TSAN 1
+#endif
+#endif
+
+#ifdef BANTAM_TSAN
+constexpr int kRounds = 2000;
+#else
+constexpr int kRounds = 20000;
+#endif
+
+double cpu_seconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto s = [](const timeval& t) { return double(t.tv_sec) + double(t.tv_usec) * 1e-6; };
+  return s(usage.ru_utime) + s(usage.ru_stime);
+}
+
+void sleep_ms(int ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
+
+TEST(ThreadPool, EachMemberRunsOnce) {
+  for (const int size : {1, 2, 3, 5, 8}) {
+    ThreadPool pool(size);
+    ASSERT_EQ(pool.size(), size);
+    std::vector<int> runs(static_cast<size_t>(size));  // plain: TSan sees a missing order
+    std::vector<int> expected(runs.size());
+    for (int i = 0; i < kRounds / 10; ++i) {
+      const int asked = i % (size + 2);  // 0 and more than there are mean all
+      const int active = asked == 0 || asked > size ? size : asked;
+      for (int t = 0; t < active; ++t) ++expected[static_cast<size_t>(t)];
+      pool.run(
+          [&](int thread, int n) {
+            ASSERT_EQ(n, active);
+            ++runs[static_cast<size_t>(thread)];
+          },
+          asked);
+      ASSERT_EQ(runs, expected) << "size " << size << " round " << i;
+    }
+  }
+}
+
+TEST(ThreadPool, ResultsAreVisibleToTheCaller) {
+  ThreadPool pool(2);
+  std::vector<int64_t> part(2);
+  for (int64_t i = 0; i < kRounds; ++i) {
+    pool.run([&](int thread, int) { part[static_cast<size_t>(thread)] = i * 2 + thread; });
+    ASSERT_EQ(part[0] + part[1], i * 4 + 1);
+  }
+}
+
+// Every member adds what its neighbour wrote in the phase before: one missing barrier and the sums
+// (or TSan) tell.
+void phases(ThreadPool& pool, int active, int n_phases) {
+  std::vector<int64_t> from(static_cast<size_t>(active), 1), to(from.size());
+  pool.run(
+      [&](int thread, int n) {
+        std::vector<int64_t>* a = &from;
+        std::vector<int64_t>* b = &to;
+        for (int phase = 0; phase < n_phases; ++phase) {
+          const size_t next = static_cast<size_t>((thread + 1) % n);
+          (*b)[static_cast<size_t>(thread)] = (*a)[next] + 1;
+          pool.barrier();
+          std::swap(a, b);
+        }
+      },
+      active);
+  const std::vector<int64_t>& last = n_phases % 2 == 0 ? from : to;
+  for (const int64_t value : last) ASSERT_EQ(value, 1 + n_phases);
+}
+
+TEST(Barrier, OrdersPhases) {
+  for (const int size : {1, 2, 3, 4, 7}) {
+    ThreadPool pool(size);
+    for (int active = 1; active <= size; ++active) phases(pool, active, kRounds / 10);
+    for (int i = 0; i < kRounds / 20; ++i) phases(pool, 1 + i % size, 1 + i % 5);
+  }
+}
+
+TEST(Barrier, ThousandsOfTimes) {
+  ThreadPool pool(2);
+  phases(pool, 2, kRounds * 10);
+}
+
+// Members that come late find the others asleep: the wake-ups must not be lost.
+TEST(Barrier, WakesSleepers) {
+  ThreadPool pool(3);
+  for (int i = 0; i < 60; ++i) {
+    std::vector<int> value(3);
+    pool.run([&](int thread, int n) {
+      for (int phase = 0; phase < 3; ++phase) {
+        if ((thread + i + phase) % n == 0) sleep_ms(1);
+        value[static_cast<size_t>(thread)] = phase;
+        pool.barrier();
+        for (const int v : value) ASSERT_EQ(v, phase);
+        pool.barrier();
+      }
+    });
+  }
+}
+
+TEST(ThreadPool, WakesSleepers) {
+  ThreadPool pool(2);
+  for (int i = 0; i < 100; ++i) {
+    int sum[2] = {0, 0};
+    if (i % 3 == 0) sleep_ms(1);  // the worker sleeps
+    pool.run([&](int thread, int) {
+      if (thread == 1 && i % 2 == 0) sleep_ms(1);  // thread 0 sleeps
+      sum[thread] = thread + 1;
+    });
+    ASSERT_EQ(sum[0] + sum[1], 3);
+  }
+}
+
+// Whoever is not part of the team may neither work nor be waited for, however long it slept.
+TEST(ThreadPool, SmallTeamThenLarge) {
+  ThreadPool pool(4);
+  for (int i = 0; i < 50; ++i) {
+    int count = 0;
+    for (int k = 0; k < 100; ++k) {
+      pool.run([&](int thread, int) { thread == 0 ? ++count : 0; }, 1 + k % 2);
+    }
+    ASSERT_EQ(count, 100);
+    std::vector<int> seen(4);
+    pool.run([&](int thread, int) { seen[static_cast<size_t>(thread)] = 1; });
+    ASSERT_EQ(std::accumulate(seen.begin(), seen.end(), 0), 4);
+  }
+}
+
+TEST(ThreadPool, IdleCostsNothing) {
+  ThreadPool pool(4);
+  for (int i = 0; i < 100; ++i) pool.run([&](int, int) { pool.barrier(); });
+  const double before = cpu_seconds();
+  sleep_ms(500);
+  EXPECT_LT(cpu_seconds() - before, 0.020);
+}
+
+// Only thread 0 works: the others may not spin for as long as it does.
+TEST(ThreadPool, WaitingForOneMemberCostsNothing) {
+  ThreadPool pool(4);
+  const double before = cpu_seconds();
+  pool.run([&](int thread, int) {
+    if (thread == 0) sleep_ms(300);
+    pool.barrier();
+    if (thread == 1) sleep_ms(200);
+  });
+  EXPECT_LT(cpu_seconds() - before, 0.020);
+}
+
+// More threads than CPUs: waiting sleeps at once instead of burning what the others need.
+TEST(ThreadPool, OversubscribedTeamsSleep) {
+  const CpuSet allowed = CpuSet::of_this_thread();
+  ASSERT_FALSE(allowed.empty());
+  CpuSet one;
+  one.add(allowed.list().front());
+  ASSERT_TRUE(one.apply_to_this_thread());
+  {
+    ThreadPool pool(2);
+    const double before = cpu_seconds();
+    for (int i = 0; i < 200; ++i) {
+      pool.run([&](int thread, int) {
+        if (thread == 1) sleep_ms(1);
+      });
+    }
+    // Spinning would take 50 us of each wait of thread 0 and of the worker: 20 ms.
+    EXPECT_LT(cpu_seconds() - before, 0.015);
+  }
+  ASSERT_TRUE(allowed.apply_to_this_thread());
+}
+
+TEST(ThreadPoolDeathTest, NestedRunIsAProgrammerError) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  for (const int size : {1, 2}) {
+    EXPECT_DEATH(
+        {
+          ThreadPool pool(size);
+          pool.run([&](int, int) { pool.run([](int, int) {}); });
+        },
+        "running_");
+  }
+  EXPECT_DEATH(
+      {
+        ThreadPool pool(2);
+        pool.barrier();
+      },
+      "running_");
+}
+
+}  // namespace
+}  // namespace bantam
