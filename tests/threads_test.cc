@@ -167,11 +167,12 @@ TEST(ThreadPool, WaitingForOneMemberCostsNothing) {
 TEST(ThreadPool, OversubscribedTeamsSleep) {
   const CpuSet allowed = CpuSet::of_this_thread();
   ASSERT_FALSE(allowed.empty());
-  CpuSet one;
-  one.add(allowed.list().front());
-  ASSERT_TRUE(one.apply_to_this_thread());
-  {
-    ThreadPool pool(2);
+  TeamSetup crowded, poor, lazy;
+  crowded.cpus.add(allowed.list().front());
+  poor.granted = 1.5;
+  lazy.poll = 0;
+  for (const TeamSetup& setup : {crowded, poor, lazy}) {
+    ThreadPool pool(2, {setup});
     const double before = cpu_seconds();
     for (int i = 0; i < 200; ++i) {
       pool.run([&](int thread, int) {
@@ -181,7 +182,81 @@ TEST(ThreadPool, OversubscribedTeamsSleep) {
     // Spinning would take 50 us of each wait of thread 0 and of the worker: 20 ms.
     EXPECT_LT(cpu_seconds() - before, 0.015);
   }
-  ASSERT_TRUE(allowed.apply_to_this_thread());
+}
+
+// The CPUs of every member in each of two setups, as the kernel tells.
+TEST(ThreadPool, SetupsPlaceTheMembers) {
+  const CpuSet all = CpuSet::of_process();
+  const std::vector<int> list = all.list();
+  TeamSetup first, second;
+  first.cpus.add(list.front());
+  second.cpus = all;
+  second.strict = true;
+  second.nice = 1;  // lowering needs no permission
+  CpuSet seen[3];
+  int nice[3] = {0, 0, 0};
+  const auto look = [&](int thread, int) {
+    seen[thread] = CpuSet::of_this_thread();
+    nice[thread] = getpriority(PRIO_PROCESS, 0);
+  };
+  // The calling thread is placed too, so not the one of the other tests.
+  std::thread caller([&] {
+    const int base = getpriority(PRIO_PROCESS, 0);
+    ThreadPool pool(3, {first, second, TeamSetup{}});
+    pool.run(look);
+    EXPECT_EQ(seen[0], all) << "placed without use()";
+    for (int t = 1; t < 3; ++t) EXPECT_EQ(seen[t], first.cpus);
+    pool.use(1);
+    pool.run(look);
+    for (size_t t = 0; t < 3; ++t) {
+      EXPECT_EQ(seen[t].list(), std::vector<int>{list[t % list.size()]});
+      EXPECT_EQ(nice[t], std::min(19, base + 1));
+    }
+    pool.use(2);
+    pool.run(look);
+    for (const CpuSet& cpus : seen) EXPECT_EQ(cpus, all);
+    pool.use(0);
+    pool.run(look);
+    for (const CpuSet& cpus : seen) EXPECT_EQ(cpus, first.cpus);
+    // A pool made by a placed thread does not inherit the place.
+    ThreadPool other(2);
+    other.run(look);
+    EXPECT_EQ(seen[0], first.cpus);
+    EXPECT_EQ(seen[1], all);
+  });
+  caller.join();
+  EXPECT_EQ(CpuSet::of_this_thread(), all);
+}
+
+TEST(CpuSet, MasksAndRanges) {
+  const auto mask = [](const char* text) {
+    Result<CpuSet> set = CpuSet::from_mask(text);
+    return set ? set->text() : "refused: " + set.error().message;
+  };
+  EXPECT_EQ(mask("0xF0"), "4-7");
+  EXPECT_EQ(mask("1"), "0");
+  EXPECT_EQ(mask("0X5b"), "0-1,3-4,6");
+  EXPECT_EQ(mask(("1" + std::string(500, '0')).c_str()), "2000");
+  for (const char* bad : {"", "0x", "0", "0x0", "xyz", "0x1g", "-1", "1 ", "+1"}) {
+    EXPECT_TRUE(mask(bad).starts_with("refused: got '" + std::string(bad) + "', expected"))
+        << mask(bad);
+  }
+  EXPECT_FALSE(CpuSet::from_mask(std::string(1 << 20, 'f')));
+  const auto range = [](const char* text) {
+    Result<CpuSet> set = CpuSet::from_range(text);
+    return set ? set->text() : "refused";
+  };
+  EXPECT_EQ(range("2-5"), "2-5");
+  EXPECT_EQ(range("7-7"), "7");
+  EXPECT_EQ(range("-3"), "0-3");
+  EXPECT_EQ(range("65530-"), "65530-65535");
+  for (const char* bad : {"", "-", "5", "5-2", "a-b", "1-2-3", "1-2,4", "0-65536", "-1-2", "1- 2"})
+    EXPECT_EQ(range(bad), "refused") << bad;
+  EXPECT_EQ(CpuSet::from_list("0-3,8,1500-1501\n").text(), "0-3,8,1500-1501");
+  EXPECT_EQ(CpuSet::from_list("garbage").text(), "none");
+  EXPECT_EQ(CpuSet::from_list("3,99999999999").text(), "3");
+  EXPECT_EQ(CpuSet::from_mask("0x1f03")->mask(), "0x1f03");
+  EXPECT_EQ(CpuSet{}.mask(), "0x0");
 }
 
 TEST(ThreadPoolDeathTest, NestedRunIsAProgrammerError) {
