@@ -48,6 +48,11 @@ bool spin(int64_t rounds, const Ready& ready) {
   return ready();
 }
 
+uint64_t next_pool_id() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 int process_nice() {
   static const int nice = ::getpriority(PRIO_PROCESS, 0);
   return nice;
@@ -95,7 +100,8 @@ void unpark(Futex& parked) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads, std::vector<TeamSetup> setups) : setups_(std::move(setups)) {
+ThreadPool::ThreadPool(int n_threads, std::vector<TeamSetup> setups)
+    : setups_(std::move(setups)), id_(next_pool_id()) {
   CHECK(n_threads >= 1 && static_cast<uint64_t>(n_threads) < kStop);
   CHECK(!setups_.empty());
   CpuSet::of_process();
@@ -138,10 +144,11 @@ void ThreadPool::use(int setup) {
   CHECK(!running_ && setup >= 0 && setup < static_cast<int>(setups_.size()));
   setup_ = setup;
   if (!placed_) return;
-  const std::thread::id caller = std::this_thread::get_id();
-  if (caller == caller_ && setup == caller_setup_) return;
-  caller_ = caller;
-  caller_setup_ = setup;
+  thread_local uint64_t placed_by = 0;
+  thread_local int placed_as = 0;
+  if (placed_by == id_ && placed_as == setup) return;
+  placed_by = id_;
+  placed_as = setup;
   place(0, setup);
 }
 

@@ -79,8 +79,7 @@ class ThreadPool {
   std::unique_ptr<std::atomic<uint32_t>[]> parked_;
   bool placed_ = false;  // some setup asks for CPUs or a priority
   bool running_ = false;
-  std::thread::id caller_;  // that use() placed last
-  int caller_setup_ = -1;
+  const uint64_t id_;  // of this pool among all there ever were
 
   // One line from thread 0 to the workers: the word says how many take part, so those who do not
   // never touch the rest, and need not answer. High bits count the tasks.

@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/teams.h"
 
 namespace bantam {
 
@@ -20,7 +21,7 @@ class CpuBackend final : public Backend {
   // stay in L2).
   static constexpr int kBlockQueries = 64;
 
-  CpuBackend(const Isa& isa, int n_threads, int n_threads_batch);
+  CpuBackend(const Isa& isa, const Teams& teams);
   ~CpuBackend() override;
 
   std::string name() const override { return "CPU"; }
@@ -80,7 +81,11 @@ class CpuBackend final : public Backend {
     int kv_head, first_row, n_rows;
   };
 
-  int threads_for(int n_rows) const { return n_rows > 1 ? n_threads_batch_ : n_threads_; }
+  // The team of the next run(); it also moves to that team's CPUs.
+  int threads_for(int n_rows) {
+    pool_.use(n_rows > 1 ? batch_setup_ : 0);
+    return n_rows > 1 ? n_threads_batch_ : n_threads_;
+  }
   void prepare_row(const MatmulIn& in, const MatmulOut& out, bool first, int row, int thread);
   void prepare_rows(const MatmulIn& in, const MatmulOut& out, bool first);
   void matmul_groups(const MatmulOut& out, const float* x, int n_rows, int begin, int end,
@@ -98,6 +103,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   int n_threads_;
   int n_threads_batch_;
+  int batch_setup_;
   ThreadPool pool_;
   std::vector<Region> regions_;
   ComputeShape shape_;
