@@ -235,6 +235,8 @@ TEST(ThreadPool, SetupsPlaceTheMembers) {
     other.run(look);
     EXPECT_EQ(seen[0], first.cpus);
     EXPECT_EQ(seen[1], all);
+    other.use(0);
+    EXPECT_EQ(CpuSet::of_this_thread(), all) << "placed by a team that it left";
   });
   caller.join();
   EXPECT_EQ(CpuSet::of_this_thread(), all);
@@ -272,7 +274,6 @@ TEST(CpuSet, MasksAndRanges) {
 }
 
 TEST(ThreadPoolDeathTest, NestedRunIsAProgrammerError) {
-  testing::FLAGS_gtest_death_test_style = "threadsafe";
   for (const int size : {1, 2}) {
     EXPECT_DEATH(
         {

@@ -316,6 +316,12 @@ TEST(Teams, Warnings) {
   EXPECT_EQ(teams_of(options, two, true).setups[0].nice, -10);
   EXPECT_NE(only(options, false).find("no permission for --prio 2"), std::string::npos);
   EXPECT_EQ(teams_of(options, two, false).setups[0].nice, 0);
+  CpuOptions prompts;
+  prompts.batch.prio = -1;
+  EXPECT_TRUE(teams_of(prompts, two, true).warnings.empty());
+  EXPECT_EQ(only(prompts, false),
+            "no permission to change priorities back and forth: --prio-batch has no effect");
+  EXPECT_EQ(teams_of(prompts, two, false).setups.size(), 1u);
   two.quota = 1;
   options.team = {};
   options.n_threads = 2;

@@ -137,15 +137,15 @@ void ThreadPool::place(int thread, int setup) const {
     cpus.apply_to_this_thread();
   }
   const int nice = std::clamp(process_nice() + to.nice, -20, 19);
-  if (placed_) ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice);
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice);
 }
 
 void ThreadPool::use(int setup) {
   CHECK(!running_ && setup >= 0 && setup < static_cast<int>(setups_.size()));
   setup_ = setup;
-  if (!placed_) return;
-  thread_local uint64_t placed_by = 0;
+  thread_local uint64_t placed_by = 0;  // 0: as it was started
   thread_local int placed_as = 0;
+  if (placed_by == 0 && !placed_) return;
   if (placed_by == id_ && placed_as == setup) return;
   placed_by = id_;
   placed_as = setup;

@@ -112,6 +112,12 @@ Result<Teams> make_teams(const CpuOptions& options, const Topology& machine,
   Teams teams;
   check_team(*team, options.team, machine, may_raise, teams.warnings);
   check_team(*batch, batch_wish, machine, may_raise, teams.warnings);
+  // Whoever lowered itself for a prompt must come back up for the answer.
+  if (batch->setup.nice != team->setup.nice && !may_raise(-1)) {
+    add_once(teams.warnings,
+             "no permission to change priorities back and forth: --prio-batch has no effect");
+    batch->setup.nice = team->setup.nice;
+  }
   teams.n_threads = team->n_threads;
   teams.n_threads_batch = batch->n_threads;
   teams.setups.push_back(team->setup);
