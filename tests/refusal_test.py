@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Anything wrong gets one clear sentence and the right exit code; any signal fails. Every K x V pair really runs."""
-import os, struct, sys, tempfile
+import os, shutil, struct, subprocess, sys, tempfile, time
 sys.path[:0] = ["tests/support"]
 from harness import *
 
@@ -69,7 +69,13 @@ for command in ("serve", "chat", "bench", "logits", "info"):
     refuses(f"{command}: unknown flag", [command, "--no-such-flag"], 2, "invalid argument", "--no-such-flag")
     refuses(f"{command}: K type", [command, "-ctk", "q3_k"], 2, "Unsupported cache type", "q3_k")
     refuses(f"{command}: threads 10000", [command, "-t", "10000"], 2, "10000")
-    refuses(f"{command}: threads 0", [command, "-t", "0"], 2, "0")
+    for flag, value in (("-t", "-5"), ("-t", "x"), ("-t", ""), ("-t", "2.5"), ("-tb", "10000"), ("-tb", "-2"), ("-C", "0"), ("-C", "0xfg"), ("-C", ""),
+                        ("-Cr", "3"), ("-Cr", "5-2"), ("-Cr", "0-70000"), ("-Cb", "mask"), ("-Crb", "-"), ("--cpu-strict", "2"), ("--prio", "4"),
+                        ("--poll", "101"), ("--poll-batch", "-1"), ("--prio-batch", "high"), ("--cpu-strict-batch", "yes")):
+        refuses(f"{command}: {flag} {value!r}", [command, flag, value], 2, flag, f"got '{value}'", "expected")
+# Of these CPUs none exists.
+for flag, value in (("-C", "0x1" + "0" * 4000), ("-Cr", "65000-"), ("-Cb", "0x1" + "0" * 4000), ("-Crb", "65000-65001")):
+    refuses(f"absent CPUs {flag}", ["chat", "-p", "x", flag, value], 2, "may only use")
 refuses("V type", ["info", "-ctv", "Q8_0"], 2, "Unsupported cache type")
 refuses("no value", ["info", "-c"], 2, "-c")
 refuses("context word", ["info", "-c", "many"], 2, "-c")
@@ -91,6 +97,7 @@ refuses("bench nothing", ["bench", "-p", "0", "-n", "0"], 2, "")
 refuses("bench output", ["bench", "-o", "xml"], 2, "xml")
 refuses("unknown command", ["dance"], 2, "dance")
 refuses("unknown ISA", ["info"], 2, "sse9", env={"BANTAM_ISA": "sse9"})
+refuses("unknown ISA, serve", ["serve", "--port", "0"], 2, "sse9", "unknown", env={"BANTAM_ISA": "sse9"})
 refuses("memory too small", ["serve", "-c", "2048"], 2, "memory", env={"BANTAM_MEM_AVAILABLE_MIB": "11"})
 refuses("memory far too small", ["chat", "-p", "x"], 2, "memory", env={"BANTAM_MEM_AVAILABLE_MIB": "1"})
 refuses("environment", ["info"], 2, "LLAMA_ARG_CTX_SIZE", env={"LLAMA_ARG_CTX_SIZE": "lots"})
@@ -110,7 +117,58 @@ for k in TYPES:
     for v in TYPES:
         code, out, err = run(["logits", "--tokens", "1,2,3", "-ctk", k, "-ctv", v, "-lv", "1"])
         check(f"{k}/{v}", code == 0 and out.count('"pos"') == 3 and "null" not in out, (code, err[-200:]))
-for args in (["-t", "64"], ["-c", "1"], ["-c", "0"], ["-c", "5000"], ["-ngl", "99"], ["-fa", "on"], ["--mlock"]):
+cpus = sorted(os.sched_getaffinity(0))
+one = str(cpus[0])
+for args in (["-t", "64"], ["-t", "0"], ["-t", "-1"], ["-tb", "3"], ["-C", hex(1 << cpus[0])], ["-Cr", f"{one}-{one}", "--cpu-strict", "1", "-t", "3"],
+             ["--poll", "0"], ["--poll", "100", "--poll-batch", "0"], ["--prio", "-1"], ["--prio", "3"], ["-Cb", hex(1 << cpus[-1]), "--prio-batch", "-1"],
+             ["-c", "1"], ["-c", "0"], ["-c", "5000"], ["-ngl", "99"], ["-fa", "on"], ["--mlock"]):
     code, out, err = run(["chat", "-p", "What is the capital of France?", "--temp", "0", *args])
     check("runs with " + " ".join(args), (code, out) == (0, "The capital of France is Paris.\n"), (code, out, err[-200:]))
+
+# ---- threads: where they really are
+def answers(name, prefix, *args, threads=None, words=()):
+    command = [*prefix, f"{BIN}/bantam", "chat", "-p", "What is the capital of France?", "--temp", "0", *args]
+    r = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    fine = (r.returncode, r.stdout) == (0, "The capital of France is Paris.\n") and all(w in r.stderr for w in words)
+    check(name, fine and (threads is None or f" {threads} threads" in r.stderr), (r.returncode, r.stdout, r.stderr[-300:]))
+
+
+def thread_cpus(pid):  # thread id -> (its CPUs, its nice value)
+    found = {}
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found[int(task)] = (os.sched_getaffinity(int(task)), os.getpriority(os.PRIO_PROCESS, int(task)))
+    return found
+
+
+answers("one CPU", ["taskset", "-c", one], threads=1)
+answers("one CPU, 4 threads", ["taskset", "-c", one], "-t", "4", threads=4, words=["4 threads share 1 CPU:"])
+answers("more threads than CPUs", [], "-t", str(len(cpus) + 1), words=["fewer threads would be faster"])
+answers("part of the mask", [], "-C", hex(1 << 4000 | 1 << cpus[0]), threads=1, words=["of which this process may use"])
+if os.getpriority(os.PRIO_PROCESS, 0) >= 0 and shutil.which("setpriv"):
+    answers("priority without permission", ["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"] if os.geteuid() == 0 else [],
+            "--prio", "2", words=["no permission for --prio 2"])
+
+base = os.getpriority(os.PRIO_PROCESS, 0)
+server = Server("-C", hex(1 << cpus[0]), "-t", "2", "--prio", "-1")
+server.json("POST", "/completion", {"prompt": "hello", "n_predict": 4})
+places = list(thread_cpus(server.process.pid).values())
+check("two threads on the mask", places.count(({cpus[0]}, min(19, base + 10))) == 2, places)
+check("the others stay where they were", all(p == (set(cpus), base) for p in places if p != ({cpus[0]}, min(19, base + 10))) and len(places) > 2, places)
+check("a masked server ends cleanly", server.stop() == 0)
+
+
+def cpu_ticks(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+server = Server("--poll", "100")
+server.json("POST", "/completion", {"prompt": "hello", "n_predict": 16})
+time.sleep(0.1)
+before = cpu_ticks(server.process.pid)
+time.sleep(1)
+ticks = cpu_ticks(server.process.pid) - before
+check("an idle server costs nothing", ticks <= 2, f"{ticks} ticks of 10 ms in one second")
+check("an idle server ends cleanly", server.stop() == 0)
 finish()

@@ -85,6 +85,18 @@ std::string CpuSet::text() const {
   return out.empty() ? "none" : out;
 }
 
+std::string CpuSet::mask() const {
+  const std::vector<int> cpus = list();
+  std::string out = "0";
+  if (!cpus.empty()) out.assign(static_cast<size_t>(cpus.back() / 4 + 1), '0');
+  for (size_t i = 0; i < out.size(); ++i) {
+    int digit = 0;
+    for (int bit = 0; bit < 4; ++bit) digit |= int{has(static_cast<int>(i) * 4 + bit)} << bit;
+    out[out.size() - 1 - i] = "0123456789abcdef"[digit];
+  }
+  return "0x" + out;
+}
+
 Result<CpuSet> CpuSet::from_mask(std::string_view text) {
   const auto bad = [&] {
     return refused("got '" + std::string(text.substr(0, 80)) +
@@ -106,9 +118,9 @@ Result<CpuSet> CpuSet::from_mask(std::string_view text) {
   return set;
 }
 
-Result<CpuSet> CpuSet::from_range(std::string_view text, int n_cpus) {
+Result<CpuSet> CpuSet::from_range(std::string_view text) {
   std::string_view rest = text;
-  int first = 0, last = n_cpus - 1;
+  int first = 0, last = kMaxCpu - 1;
   bool fine = rest.size() > 1;
   if (fine && rest.front() != '-') fine = eat_cpu(rest, first);
   fine = fine && eat(rest, '-');
@@ -147,6 +159,11 @@ CpuSet CpuSet::of_this_thread() {
     break;
   }
   return set;
+}
+
+const CpuSet& CpuSet::of_process() {
+  static const CpuSet cpus = of_this_thread();
+  return cpus;
 }
 
 bool CpuSet::apply_to_this_thread() const {

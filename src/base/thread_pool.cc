@@ -1,6 +1,7 @@
 #include "base/thread_pool.h"
 
 #include <linux/futex.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -47,8 +48,18 @@ bool spin(int64_t rounds, const Ready& ready) {
   return ready();
 }
 
+uint64_t next_pool_id() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+int process_nice() {
+  static const int nice = ::getpriority(PRIO_PROCESS, 0);
+  return nice;
+}
+
 // How many rounds of spin() take kSpinNs; the fastest of a few tries, as others may interrupt.
-int64_t rounds_of_spin() {
+int64_t measure_spin_rounds() {
   using Clock = std::chrono::steady_clock;
   constexpr int kTries = 5, kRounds = 200;
   const std::atomic<uint64_t> never{0};
@@ -60,6 +71,11 @@ int64_t rounds_of_spin() {
     best_ns = std::min<int64_t>(best_ns, ns.count());
   }
   return ThreadPool::kSpinNs * kRounds / std::max<int64_t>(1, best_ns);
+}
+
+int64_t measured_spin_rounds() {
+  static const int64_t rounds = measure_spin_rounds();
+  return rounds;
 }
 
 // Sleeps until ready(). Whoever makes it true calls unpark() afterwards. Both sides write, then
@@ -84,11 +100,19 @@ void unpark(Futex& parked) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads, std::vector<TeamSetup> setups)
+    : setups_(std::move(setups)), id_(next_pool_id()) {
   CHECK(n_threads >= 1 && static_cast<uint64_t>(n_threads) < kStop);
-  static const int64_t rounds = rounds_of_spin();
-  spin_rounds_ = rounds;
-  cpus_ = std::max(1, CpuSet::of_this_thread().count());
+  CHECK(!setups_.empty());
+  CpuSet::of_process();
+  process_nice();
+  for (const TeamSetup& setup : setups_) {
+    placed_ |= !setup.cpus.empty() || setup.nice != 0;
+    const CpuSet& cpus = setup.cpus.empty() ? CpuSet::of_process() : setup.cpus;
+    const double n = cpus.empty() ? std::thread::hardware_concurrency() : cpus.count();
+    spinning_.push_back({setup.granted > 0 ? std::min(n, setup.granted) : n,
+                         measured_spin_rounds() * setup.poll / 50});
+  }
   parked_ = std::make_unique<Futex[]>(static_cast<size_t>(n_threads));
   workers_.reserve(static_cast<size_t>(n_threads - 1));
   for (int t = 1; t < n_threads; ++t) workers_.emplace_back([this, t] { work(t); });
@@ -97,6 +121,35 @@ ThreadPool::ThreadPool(int n_threads) {
 ThreadPool::~ThreadPool() {
   publish(static_cast<int>(kStop));
   for (std::thread& worker : workers_) worker.join();
+}
+
+// The calling thread, as member `thread` of the team. What the kernel refuses stays as it is:
+// whoever made the setup has asked before.
+void ThreadPool::place(int thread, int setup) const {
+  const TeamSetup& to = setups_[static_cast<size_t>(setup)];
+  const CpuSet& cpus = to.cpus.empty() ? CpuSet::of_process() : to.cpus;
+  if (to.strict && !cpus.empty()) {
+    const std::vector<int> list = cpus.list();
+    CpuSet one;
+    one.add(list[static_cast<size_t>(thread) % list.size()]);
+    one.apply_to_this_thread();
+  } else {
+    cpus.apply_to_this_thread();
+  }
+  const int nice = std::clamp(process_nice() + to.nice, -20, 19);
+  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice);
+}
+
+void ThreadPool::use(int setup) {
+  CHECK(!running_ && setup >= 0 && setup < static_cast<int>(setups_.size()));
+  setup_ = setup;
+  thread_local uint64_t placed_by = 0;  // 0: as it was started
+  thread_local int placed_as = 0;
+  if (placed_by == 0 && !placed_) return;
+  if (placed_by == id_ && placed_as == setup) return;
+  placed_by = id_;
+  placed_as = setup;
+  place(0, setup);
 }
 
 // Makes the next task visible to its workers and wakes those that sleep, and only those.
@@ -115,7 +168,8 @@ void ThreadPool::run_raw(Task task, void* argument, int n_active) {
   if (n > 1) {
     task_ = task;
     argument_ = argument;
-    spins_ = n <= cpus_ ? spin_rounds_ : 0;
+    const Spinning& spinning = spinning_[static_cast<size_t>(setup_)];
+    spins_ = n <= spinning.most_members ? spinning.rounds : 0;
     done_target_ += static_cast<uint32_t>(n - 1);
     publish(n);
   }
@@ -130,6 +184,9 @@ void ThreadPool::run_raw(Task task, void* argument, int n_active) {
 
 void ThreadPool::work(int thread) {
   Futex& parked = parked_[static_cast<size_t>(thread)];
+  int setup = 0;
+  // Also without a wish: the thread that made this one may have been placed by another team.
+  place(thread, setup);
   uint64_t seen = 0;
   int64_t left = 0;  // rounds to spin before sleeping; tasks of others do not renew them
   for (;;) {
@@ -145,6 +202,10 @@ void ThreadPool::work(int thread) {
     if (static_cast<uint64_t>(thread) >= n_active) continue;
     const uint32_t target = done_target_;
     left = spins_;
+    if (setup_ != setup && placed_) {
+      setup = setup_;
+      place(thread, setup);
+    }
     task_(argument_, thread, static_cast<int>(n_active));
     if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == target) unpark(parked_[0]);
   }

@@ -147,7 +147,7 @@ Result<std::vector<Config>> make_configs(const CliOptions& o) {
   if (!vs) return vs.error();
   const auto numbers = [](const char* name, const std::string& list, int missing) {
     if (list.empty()) return Result<std::vector<int>>(std::vector<int>{missing});
-    return parse_list(name, list, 1, 1 << 20);
+    return parse_list(name, list, 0, 1 << 20);  // checked when it was read
   };
   Result<std::vector<int>> threads = numbers("-t", o.list_threads, 0),
                            batches = numbers("-b", o.list_batch, o.engine.n_batch),
@@ -276,6 +276,9 @@ Json as_json(const Row& row) {
                {"n_batch", row.config.n_batch},
                {"n_ubatch", row.config.n_ubatch},
                {"n_threads", r.n_threads},
+               {"cpu_mask", r.team.cpus.mask()},
+               {"cpu_strict", r.team.strict.value_or(false)},
+               {"poll", r.team.poll.value_or(50)},
                {"type_k", info(r.type_k).name},
                {"type_v", info(r.type_v).name},
                {"n_prompt", row.test.n_prompt},
@@ -377,11 +380,11 @@ Status run_depth(LoadedModel& model, const CliOptions& o, std::span<Row> rows) {
 }
 
 // Measured where the memory allows; a small board is not pushed into its swap for a number.
-MachineSpeed measure(const ModelReport& report) {
+MachineSpeed measure(const ModelReport& report, const TeamWish& team) {
   constexpr int64_t kNeeded = 1 << 30;
   const int64_t available = available_memory_bytes();
   if (available > 0 && available < kNeeded) return {};
-  return measure_machine(report.n_threads, report.isa);
+  return measure_machine(report.n_threads, report.isa, team);
 }
 
 Status run_config(const CliOptions& o, const Config& config, const std::vector<Test>& tests,
@@ -398,7 +401,7 @@ Status run_config(const CliOptions& o, const Config& config, const std::vector<T
   Result<std::unique_ptr<LoadedModel>> model = load_with_progress(mine);
   if (!model) return model.error();
   const ModelReport& report = (*model)->report();
-  const MachineSpeed before = measure(report);
+  const MachineSpeed before = measure(report, o.engine.team);
   const size_t first = rows.size();
   for (const Test& test : tests) rows.push_back({test, config, {}, report, {}, {}});
   for (size_t i = first; i < rows.size();) {
@@ -408,7 +411,7 @@ Status run_config(const CliOptions& o, const Config& config, const std::vector<T
       return status;
     i = end;
   }
-  const MachineSpeed after = measure(report);
+  const MachineSpeed after = measure(report, o.engine.team);
   for (size_t i = first; i < rows.size(); ++i) {
     rows[i].machine = {std::max(before.read_gb_s, after.read_gb_s),
                        std::max(before.int8_gmac_s, after.int8_gmac_s),

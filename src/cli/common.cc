@@ -70,6 +70,7 @@ Result<std::unique_ptr<LoadedModel>> load_with_progress(const CliOptions& option
       [&](const ModelReport& report) {
         bytes = report.memory.weight_bytes;
         for (const std::string& line : report_lines(report)) log_info("{}", line);
+        for (const std::string& line : report.warnings) log_warn("{}", line);
         if (!options.kv_given && options.command != Command::bench) {
           log_info("KV cache is q8_0 by default; for f16 use -ctk f16 -ctv f16");
         }

@@ -22,10 +22,6 @@ Result<double> to_number(std::string_view text) {
   return value;
 }
 
-unsigned bit_of(Command command) { return 1u << static_cast<unsigned>(command); }
-
-namespace {
-
 Result<int64_t> to_integer(std::string_view text, int64_t min, int64_t max) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -35,6 +31,10 @@ Result<int64_t> to_integer(std::string_view text, int64_t min, int64_t max) {
   }
   return value;
 }
+
+unsigned bit_of(Command command) { return 1u << static_cast<unsigned>(command); }
+
+namespace {
 
 template <class Target>
 Setter integer(Target target, int64_t min, int64_t max) {
@@ -98,20 +98,6 @@ Status set_kv_type(CliOptions& o, std::string_view names, bool keys) {
     at = comma + 1;
   }
   (keys ? o.list_k : o.list_v) = std::string(names);
-  return Ok{};
-}
-
-Status set_threads(CliOptions& o, std::string_view value, bool batch) {
-  if (o.command == Command::bench && !batch) {
-    if (Result<std::vector<int>> list = parse_list("", std::string(value), 1, kMaxThreads); !list)
-      return list.error();
-    o.list_threads = std::string(value);
-    return Ok{};
-  }
-  if (value == "-1") return Ok{};  // llama.cpp's spelling of "choose"
-  Result<int64_t> n = to_integer(value, 1, kMaxThreads);
-  if (!n) return n.error();
-  (batch ? o.engine.n_threads_batch : o.engine.n_threads) = static_cast<int>(*n);
   return Ok{};
 }
 
@@ -243,13 +229,6 @@ void add_model_flags(std::vector<Flag>& rows) {
           "type of the K cache (default q8_0; bench f16)");
   all.add({"-ctv", "--cache-type-v"}, "LLAMA_ARG_CACHE_TYPE_V", "TYPE", kv(false),
           "type of the V cache (default q8_0; bench f16)");
-  const auto threads = [](bool batch) -> Setter {
-    return [=](CliOptions& o, std::string_view value) { return set_threads(o, value, batch); };
-  };
-  all.add({"-t", "--threads"}, "LLAMA_ARG_THREADS", "N", threads(false),
-          "threads for single tokens (default: physical cores)");
-  all.add({"-tb", "--threads-batch"}, "LLAMA_ARG_THREADS_BATCH", "N", threads(true),
-          "threads for prompts (default: as -t)");
   const auto batch = [](bool micro) -> Setter {
     return [=](CliOptions& o, std::string_view value) { return set_batch(o, value, micro); };
   };
@@ -417,6 +396,7 @@ const std::vector<Flag>& flags() {
   static const std::vector<Flag> rows = [] {
     std::vector<Flag> all;
     add_model_flags(all);
+    add_thread_flags(all);
     add_sampling_flags(all);
     add_serve_flags(all);
     add_chat_flags(all);

@@ -35,6 +35,7 @@ struct Flag {
 };
 
 const std::vector<Flag>& flags();
+void add_thread_flags(std::vector<Flag>& rows);
 void add_accepted_flags(std::vector<Flag>& rows);
 void add_refused_flags(std::vector<Flag>& rows);
 
@@ -42,5 +43,8 @@ void add_refused_flags(std::vector<Flag>& rows);
 Error wrong_value(std::string_view got, const std::string& expected);
 // The whole text as a finite number.
 Result<double> to_number(std::string_view text);
+
+// The whole text as a whole number from min to max.
+Result<int64_t> to_integer(std::string_view text, int64_t min, int64_t max);
 
 }  // namespace bantam

@@ -76,16 +76,6 @@ void add_ignored_flags(std::vector<Flag>& rows) {
   none({"--mlock"}, "LLAMA_ARG_MLOCK", "", ": weights are anonymous memory already");
   none({"--threads-http"}, "LLAMA_ARG_THREADS_HTTP", "N",
        ": one event loop serves all connections");
-  none({"--poll"}, "", "N", ": waiting spins 50 us, then sleeps");
-  none({"--poll-batch"}, "", "N", ": waiting spins 50 us, then sleeps");
-  none({"--prio"}, "", "N", " yet: use nice");
-  none({"--prio-batch"}, "", "N", " yet: use nice");
-  none({"-C", "--cpu-mask"}, "", "MASK", " yet: use taskset");
-  none({"-Cb", "--cpu-mask-batch"}, "", "MASK", " yet: use taskset");
-  none({"-Cr", "--cpu-range"}, "", "RANGE", " yet: use taskset");
-  none({"-Crb", "--cpu-range-batch"}, "", "RANGE", " yet: use taskset");
-  none({"--cpu-strict"}, "", "N", " yet: use taskset");
-  none({"--cpu-strict-batch"}, "", "N", " yet: use taskset");
   none({"--numa"}, "LLAMA_ARG_NUMA", "MODE", ": use numactl");
   none({"--delay"}, "", "S", ": tests follow each other at once");
   none({"-cram", "--cache-ram"}, "LLAMA_ARG_CACHE_RAM", "N",

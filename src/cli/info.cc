@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/log.h"
 #include "cli/commands.h"
 
 namespace bantam {
@@ -55,6 +56,7 @@ nlohmann::json as_json(const ModelReport& r) {
 int run_info(const CliOptions& options) {
   Result<ModelReport> report = LoadedModel::plan(options.engine);
   if (!report) return report_error(report.error());
+  for (const std::string& line : report->warnings) log_warn("{}", line);
   if (options.json) {
     const auto replace = nlohmann::json::error_handler_t::replace;
     std::printf("%s\n", as_json(*report).dump(2, ' ', false, replace).c_str());

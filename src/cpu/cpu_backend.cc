@@ -61,12 +61,13 @@ class Carver {
 
 }  // namespace
 
-CpuBackend::CpuBackend(const Isa& isa, int n_threads, int n_threads_batch)
+CpuBackend::CpuBackend(const Isa& isa, const Teams& teams)
     : isa_(isa),
       kernels_(kernels_of(isa)),
-      n_threads_(n_threads),
-      n_threads_batch_(n_threads_batch),
-      pool_(std::max(n_threads, n_threads_batch)) {}
+      n_threads_(teams.n_threads),
+      n_threads_batch_(teams.n_threads_batch),
+      batch_setup_(teams.batch_setup()),
+      pool_(teams.size(), teams.setups) {}
 
 CpuBackend::~CpuBackend() {
   for (const Region& region : regions_) ::munmap(region.data, static_cast<size_t>(region.bytes));
@@ -211,18 +212,15 @@ void CpuBackend::silu_mul(float* gate, const float* up, int n_rows, int n) {
       threads_for(n_rows));
 }
 
-Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
+Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options,
+                                                  std::vector<std::string>* warnings) {
   const char* forced = options.isa.empty() ? std::getenv("BANTAM_ISA") : options.isa.c_str();
   Result<const Isa*> isa = choose_isa(forced);
   if (!isa) return isa.error();
-  const int n_threads = options.n_threads == 0 ? default_threads() : options.n_threads;
-  const int n_batch = options.n_threads_batch == 0 ? n_threads : options.n_threads_batch;
-  for (const int n : {n_threads, n_batch}) {
-    if (n >= 1 && n <= kMaxThreads) continue;
-    return refused("threads: got " + std::to_string(n) + ", expected 1 to " +
-                   std::to_string(kMaxThreads));
-  }
-  return std::unique_ptr<Backend>(new CpuBackend(**isa, n_threads, n_batch));
+  Result<Teams> teams = make_teams(options);
+  if (!teams) return teams.error();
+  if (warnings != nullptr) *warnings = teams->warnings;
+  return std::unique_ptr<Backend>(new CpuBackend(**isa, *teams));
 }
 
 }  // namespace bantam

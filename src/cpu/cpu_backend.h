@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/teams.h"
 
 namespace bantam {
 
@@ -23,7 +24,7 @@ class CpuBackend final : public Backend {
   // for the 24 MiB promise.
   static constexpr int64_t kTableBudget = 3 << 19;
 
-  CpuBackend(const Isa& isa, int n_threads, int n_threads_batch);
+  CpuBackend(const Isa& isa, const Teams& teams);
   ~CpuBackend() override;
 
   std::string name() const override { return "CPU"; }
@@ -101,7 +102,11 @@ class CpuBackend final : public Backend {
     int kv_head, first_row, n_rows;
   };
 
-  int threads_for(int n_rows) const { return n_rows > 1 ? n_threads_batch_ : n_threads_; }
+  // The team of the next run(); it also moves to that team's CPUs.
+  int threads_for(int n_rows) {
+    pool_.use(n_rows > 1 ? batch_setup_ : 0);
+    return n_rows > 1 ? n_threads_batch_ : n_threads_;
+  }
   int64_t shared_table_bytes(const ComputeShape& shape) const;
   Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows) const;
   void round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,
@@ -124,6 +129,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   int n_threads_;
   int n_threads_batch_;
+  int batch_setup_;
   ThreadPool pool_;
   std::vector<Region> regions_;
   ComputeShape shape_;

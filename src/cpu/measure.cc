@@ -7,6 +7,7 @@
 
 #include "base/thread_pool.h"
 #include "cpu/factory.h"
+#include "cpu/teams.h"
 
 namespace bantam {
 
@@ -110,8 +111,14 @@ double clock_ghz() {
 
 }  // namespace
 
-MachineSpeed measure_cpu(int n_threads, const std::string& isa) {
-  ThreadPool pool(n_threads);
+MachineSpeed measure_cpu(int n_threads, const std::string& isa, const TeamWish& team) {
+  CpuOptions options;
+  options.n_threads = n_threads;
+  options.team = team;
+  Result<Teams> teams = make_teams(options);
+  CHECK(teams.ok());  // these threads have run on these CPUs
+  ThreadPool pool(teams->n_threads, teams->setups);
+  pool.use(0);
   MachineSpeed speed;
   speed.clock_ghz = clock_ghz();
   speed.read_gb_s = read_bandwidth(pool);

@@ -205,8 +205,10 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   if (Status status = check_options(options); !status) return status.error();
   Result<ModelConfig> config = read_config(file);
   if (!config) return config.error();
-  Result<std::unique_ptr<Backend>> backend =
-      make_cpu_backend({options.n_threads, options.n_threads_batch, options.isa});
+  std::vector<std::string> warnings;
+  Result<std::unique_ptr<Backend>> backend = make_cpu_backend(
+      {options.n_threads, options.n_threads_batch, options.isa, options.team, options.team_batch},
+      &warnings);
   if (!backend) return backend.error();
   Result<AttentionPlan> attention =
       plan_attention(**backend, options.type_k, options.type_v,
@@ -237,6 +239,8 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
       int64_t{*n_ctx} / 32 * options.n_slots * config->n_layers * config->n_kv_heads;
   report.kv_bytes_k = cells * attention->tile_bytes_k();
   report.kv_bytes_v = cells * attention->tile_bytes_v();
+  report.team = options.team;
+  report.warnings = std::move(warnings);
   report.n_threads = planned.backend->n_threads();
   report.n_threads_batch = planned.backend->n_threads_batch();
   report.backend = planned.backend->name();
@@ -362,8 +366,8 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
-MachineSpeed measure_machine(int n_threads, const std::string& isa) {
-  return measure_cpu(n_threads, isa);
+MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team) {
+  return measure_cpu(n_threads, isa, team);
 }
 
 }  // namespace bantam

@@ -13,6 +13,7 @@
 #include "backend/plan.h"
 #include "base/result.h"
 #include "codec/types.h"
+#include "cpu/factory.h"
 #include "model/model.h"
 #include "text/chat_format.h"
 #include "text/tokenizer.h"
@@ -27,13 +28,14 @@ struct EngineOptions {
   int n_ctx =
       -1;  // all slots together; -1: what fits up to the training context; 0: the training context
   int n_slots = 1;          // each gets n_ctx / n_slots, rounded up to 256
-  int n_threads = 0;        // 0: physical cores allowed by affinity and cgroup
+  int n_threads = 0;        // 0: physical big cores allowed by affinity and cgroup
   int n_threads_batch = 0;  // 0: n_threads
   int n_batch = 2048;       // prompt tokens of one step at most
   int n_ubatch = 512;    // tokens computed together at most (the backend may use fewer at a time)
   int n_logit_rows = 0;  // rows with logits in one step; 0: one for each slot
   ActType act = ActType::i8;
-  std::string isa;  // BANTAM_ISA; empty: best
+  TeamWish team, team_batch;  // CPUs and priority of the threads
+  std::string isa;            // BANTAM_ISA; empty: best
 };
 
 // Facts of the model and of this run; everything `info`, /props and /v1/models print.
@@ -63,11 +65,13 @@ struct ModelReport {
   KvType type_k = KvType::q8_0;
   KvType type_v = KvType::q8_0;
   ActType act = ActType::i8;
-  std::string backend;        // "CPU"
-  std::string isa;            // "avx512"
-  std::string cpu;            // model name of the CPU
-  std::string attention;      // AttentionPlan::describe()
-  std::string chat_template;  // from the file, may be empty
+  std::string backend;                // "CPU"
+  std::string isa;                    // "avx512"
+  std::string cpu;                    // model name of the CPU
+  std::string attention;              // AttentionPlan::describe()
+  std::string chat_template;          // from the file, may be empty
+  TeamWish team;                      // as asked for
+  std::vector<std::string> warnings;  // wishes met in part, a sentence each
   MemoryPlan memory;
   int64_t kv_bytes_k = 0;
   int64_t kv_bytes_v = 0;
@@ -116,6 +120,6 @@ class LoadedModel {
 std::string instruction_sets();
 
 // Measured now with n_threads (DESIGN section 1), for bench.
-MachineSpeed measure_machine(int n_threads, const std::string& isa);
+MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team = {});
 
 }  // namespace bantam
