@@ -25,6 +25,15 @@ keys = "n_prompt n_gen n_depth type_k type_v n_threads avg_ts stddev_ts samples_
 check("bench rows", len(rows) == 8, (code, len(rows), err[-300:]))
 check("bench keys", bool(rows) and all(k in r for r in rows for k in keys), rows[:1])
 check("bench speeds", bool(rows) and all(r["avg_ts"] > 0 for r in rows))
+code, out, err = run(["bench", "-p", "8", "-n", "4", "-npl", "1,3", "-pg", "8,4", "-d", "0,40", "-r", "1", "-o", "json"])
+rows = json.loads(out) if code == 0 else []
+tests = [(r["n_prompt"], r["n_gen"], r["n_depth"], r["n_parallel"]) for r in rows]
+check("bench -npl rows", tests == [(p, g, d, n) for d in (0, 40) for p, g, n in ((8, 0, 1), (0, 4, 1), (0, 4, 3), (8, 4, 1), (8, 4, 3))], (code, tests, err[-300:]))
+check("bench -npl keys", bool(rows) and all(r["g_weights_s"] > 0 and r["avg_ts"] > 0 for r in rows), rows[:1])
+check("bench -npl reads the weights once a step", bool(rows) and all((r["model_read_gb_s"] is None) == (r["n_prompt"] > 0) for r in rows)
+      and all(r["model_read_gb_s"] < r["weight_bytes_per_token"] * r["median_ts"] * 1e-9 for r in rows if r["n_prompt"] == 0 and r["n_parallel"] == 3))
+code, out, err = run(["bench", "-p", "0", "-n", "4", "-npl", "2", "-r", "1"])
+check("bench -npl md", code == 0 and "| tg4x2 |" in out, (code, out, err))
 code, out, err = run(["-p", "16", "-n", "0", "-r", "1"], program="llama-bench")
 check("llama-bench md", code == 0 and "pp16" in out and "GB/s" in out, (code, out, err))
 code, out, err = run(["info", "-m", TINY, "-c", "512", "-ctk", "q4_0", "-ctv", "f16"])

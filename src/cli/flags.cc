@@ -324,10 +324,9 @@ void add_chat_flags(std::vector<Flag>& rows) {
 
 void add_bench_flags(std::vector<Flag>& rows) {
   Table t(rows, kBench);
-  const auto list = [](std::string CliOptions::*target, int min) -> Setter {
+  const auto list = [](std::string CliOptions::*target, int min, int max = kMaxContext) -> Setter {
     return [=](CliOptions& o, std::string_view value) -> Status {
-      if (Result<std::vector<int>> parsed = parse_list("", std::string(value), min, kMaxContext);
-          !parsed)
+      if (Result<std::vector<int>> parsed = parse_list("", std::string(value), min, max); !parsed)
         return parsed.error();
       o.*target = std::string(value);
       return Ok{};
@@ -347,6 +346,8 @@ void add_bench_flags(std::vector<Flag>& rows) {
       "prompt and generation in one test; may be given several times");
   t.add({"-d", "--n-depth"}, "", "LIST", list(&CliOptions::list_depth, 0),
         "positions already in the cache (0)");
+  t.add({"-npl", "--n-parallel"}, "", "LIST", list(&CliOptions::list_parallel, 1, kMaxSequences),
+        "sequences that generate together, tok/s of all (1)");
   t.add({"-r", "--repetitions"}, "", "N", integer(FIELD(repetitions), 1, 1000),
         "runs of each test (5)");
   t.add({"-o", "--output"}, "", "FMT", choice(&CliOptions::output, {"md", "json", "jsonl", "csv"}),
