@@ -33,7 +33,8 @@ struct EngineOptions {
   int n_ubatch = 512;    // tokens computed together at most (the backend may use fewer at a time)
   int n_logit_rows = 0;  // rows with logits in one step; 0: one for each slot
   ActType act = ActType::i8;
-  std::string isa;  // BANTAM_ISA; empty: best
+  std::string isa;         // BANTAM_ISA; empty: best
+  std::string pack_cache;  // folder of packed weights that later starts map; empty: none
 };
 
 // Facts of the model and of this run; everything `info`, /props and /v1/models print.
@@ -71,13 +72,13 @@ struct ModelReport {
   MemoryPlan memory;
   int64_t kv_bytes_k = 0;
   int64_t kv_bytes_v = 0;
+  LoadReport load;  // once loaded
 };
 
 // The lines printed at start, as users know them (DESIGN section 5).
 std::vector<std::string> report_lines(const ModelReport& report);
-
-// fraction 0..1 of the weights loaded.
-using LoadProgress = std::function<void(double fraction)>;
+// The line after loading: how long it took, what was read, what is mapped.
+std::string load_line(const ModelReport& report);
 
 class LoadedModel {
  public:
@@ -88,7 +89,7 @@ class LoadedModel {
   // planned: called with the report before weights are read (to print the memory plan).
   static Result<std::unique_ptr<LoadedModel>> load(
       const EngineOptions& options, const std::function<void(const ModelReport&)>& planned = {},
-      const LoadProgress& progress = {});
+      const LoadEvents& events = {});
   ~LoadedModel();
 
   const ModelReport& report() const { return report_; }
