@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -13,17 +14,10 @@ namespace bantam {
 
 namespace {
 
+constexpr uint64_t kHeaderAhead = 8 << 20;
+
 std::string reason(const std::string& path, const char* what) {
   return "cannot " + std::string(what) + " '" + path + "': " + std::strerror(errno);
-}
-
-// The header is read through the mapping page by page in no order: asked for ahead, in steps that
-// every read-ahead setting takes whole, it does not cost one wait of the disk for each page.
-void ask_for_header(int fd, uint64_t size) {
-  constexpr uint64_t kAhead = 8 << 20, kStep = 128 << 10;
-  for (uint64_t at = 0; at < size && at < kAhead; at += kStep) {
-    ::posix_fadvise(fd, static_cast<off_t>(at), kStep, POSIX_FADV_WILLNEED);
-  }
 }
 
 }  // namespace
@@ -46,7 +40,8 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   // Only the header is read through the mapping; read-ahead would make weights resident a second
   // time.
   ::madvise(data, file.size_, MADV_RANDOM);
-  ask_for_header(file.fd_, file.size_);
+  // The header's pages are read in no order: asked for, they do not cost a wait of the disk each.
+  file.read_ahead(0, kHeaderAhead);
   return file;
 }
 
@@ -113,6 +108,16 @@ void MappedFile::drop(uint64_t offset, uint64_t n_bytes) const {
 
 void MappedFile::read_in_order() const {
   if (fd_ >= 0) ::posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
+
+void MappedFile::read_ahead(uint64_t offset, uint64_t n_bytes) const {
+  // Steps that every read-ahead setting takes whole: the kernel cuts a request to that.
+  constexpr uint64_t kStep = 128 << 10;
+  const uint64_t end = std::min(size_, offset + n_bytes);
+  for (; fd_ >= 0 && offset < end; offset += kStep) {
+    ::posix_fadvise(fd_, static_cast<off_t>(offset),
+                    static_cast<off_t>(std::min(kStep, end - offset)), POSIX_FADV_WILLNEED);
+  }
 }
 
 void MappedFile::use_mapping() const {

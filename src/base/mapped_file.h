@@ -34,6 +34,8 @@ class MappedFile {
   void drop(uint64_t offset, uint64_t n_bytes) const;
   // read() will go from the front to the back: longer read-ahead.
   void read_in_order() const;
+  // Asks the disk for the range without waiting.
+  void read_ahead(uint64_t offset, uint64_t n_bytes) const;
   // The mapping is what will be used: large pages where the kernel has them for files.
   void use_mapping() const;
   // Reads and maps the range now, in one call where the kernel can (else pages come when touched).

@@ -15,6 +15,9 @@ namespace {
 constexpr int64_t kAlign = 64;
 constexpr int64_t kPieceBytes = 1 << 20;  // read and packed at a time, by each thread
 constexpr uint64_t kDropBytes = 8 << 20;
+// Asked of the disk beyond what is being read: without it the disk rests whenever the threads do
+// (8B, cold, on a busy machine: 3.1 s instead of 0.9; 16 MiB are no better).
+constexpr uint64_t kAheadBytes = 8 << 20;
 constexpr int kGroupRows = 16;  // the backend packs whole groups
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -95,6 +98,7 @@ class Loader {
   std::byte* region_ = nullptr;
   uint64_t drop_from_ = 0;  // bytes of the file before it may stay in the page cache
   uint64_t dropped_ = 0;
+  uint64_t asked_ = 0;  // bytes of the file before it have been asked for
   LoadedWeights loaded_;
 };
 
@@ -187,6 +191,10 @@ Status Loader::read_matrices() {
   int64_t done = 0;
   Status status = backend_.pack(pieces, [&](size_t i, std::span<std::byte> rows) -> Status {
     tell("loading weights", done, total);
+    const uint64_t ahead = std::max(asked_, order[i].offset);
+    const uint64_t wanted = order[i].offset + rows.size() + kAheadBytes;
+    if (wanted > ahead) file_.read_ahead(ahead, wanted - ahead);
+    asked_ = std::max(ahead, wanted);
     if (Status got = file_.read(order[i].offset, rows); !got) return got;
     drop_read(order[i].offset + rows.size());
     done += static_cast<int64_t>(rows.size());
