@@ -25,7 +25,8 @@ std::string reason(const std::string& path, const char* what) {
 Result<MappedFile> MappedFile::open(const std::string& path) {
   MappedFile file;
   file.path_ = path;
-  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a FIFO of that name is refused below, not waited for.
+  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file.fd_ < 0) return refused(reason(path, "open"));
   struct stat info {};
   if (::fstat(file.fd_, &info) != 0) return failed(reason(path, "stat"));
@@ -102,6 +103,9 @@ Status MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
 
 void MappedFile::drop(uint64_t offset, uint64_t n_bytes) const {
   if (fd_ < 0) return;
+  // Mapped pages stay in the page cache; what is needed again comes back by itself.
+  const uint64_t begin = offset / 4096 * 4096, end = std::min(size_, offset + n_bytes);
+  if (end > begin) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(n_bytes),
                   POSIX_FADV_DONTNEED);
 }

@@ -30,7 +30,8 @@ class MappedFile {
   // Copies [offset, offset + out.size()) into out with pread (never through the mapping). Short
   // files are an Error.
   Status read(uint64_t offset, std::span<std::byte> out) const;
-  // Drops the range of a file from the page cache (whole pages that no one has mapped).
+  // Drops the range of a file from this process and from the page cache (whole pages that no one
+  // else has mapped).
   void drop(uint64_t offset, uint64_t n_bytes) const;
   // read() will go from the front to the back: longer read-ahead.
   void read_in_order() const;
