@@ -77,15 +77,15 @@ for stage in "${stages[@]}"; do
       for file in tests/*_test.py; do script release "$(basename "$file" .py)"; done ;;
     cross)
       # The aarch64 program and its kernels, and the x86 program on older CPUs, under qemu-user.
-      build aarch64 --target bantam weights_test attend_test || continue
+      build aarch64 --target bantam weights_test pack_test attend_test || continue
       one aarch64-glibc python3 tools/check_glibc.py build/aarch64/bin/bantam 2.27
       export BANTAM_SAMPLE=$([ "$full" = 1 ] && echo 4 || echo 60)
       for cpu in cortex-a57 cortex-a72 max; do
-        for program in weights_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
+        for program in weights_test pack_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
         one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam"
       done
       for cpu in Nehalem Haswell; do
-        for program in weights_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
+        for program in weights_test pack_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
         one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam"
       done
       unset BANTAM_SAMPLE ;;

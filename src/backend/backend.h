@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -25,6 +26,15 @@ struct Matrix {
   int cols = 0;
   std::byte* data = nullptr;
 };
+
+// Rows [row0, row0 + n_rows) of a matrix on their way into memory; row0 a multiple of 16.
+struct PackPiece {
+  const Matrix* w = nullptr;
+  int row0 = 0;
+  int n_rows = 0;
+};
+// Fills `rows` with the GGUF blocks of piece number i.
+using PackReader = std::function<Status(size_t i, std::span<std::byte> rows)>;
 
 // One product of a matmul call: y[row * ldy + r] (+)= w[r] . x[row].
 struct MatmulOut {
@@ -94,14 +104,17 @@ class Backend {
   // ---- planning
   virtual Status attention_support(KvType k, KvType v, const AttentionShape& shape) const = 0;
   virtual int64_t matrix_bytes(WeightType type, int rows, int cols) const = 0;
+  // Counts the changes of the packed layout: packed bytes of another version are of no use.
+  virtual int pack_version() const = 0;
   virtual int64_t scratch_bytes(const ComputeShape& shape) const = 0;
 
   // ---- memory: zeroed, resident, 64-byte aligned, freed with the backend
   virtual Result<std::byte*> allocate(int64_t bytes, const char* what) = 0;
   virtual Status reserve(const ComputeShape& shape) = 0;
   virtual void zero(std::byte* data, int64_t bytes) = 0;
-  // n_rows rows of GGUF blocks into rows [row0, row0 + n_rows) of w; row0 a multiple of 16.
-  virtual void pack(const Matrix& w, int row0, int n_rows, const std::byte* rows) = 0;
+  // Reads and packs all pieces. `read` is called for one piece after the other, by one thread at a
+  // time but not always the same; meanwhile the others pack. Stops at the first error of `read`.
+  virtual Status pack(std::span<const PackPiece> pieces, const PackReader& read) = 0;
 
   // ---- operations
   virtual void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) = 0;

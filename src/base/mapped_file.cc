@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -12,6 +13,8 @@
 namespace bantam {
 
 namespace {
+
+constexpr uint64_t kHeaderAhead = 8 << 20;
 
 std::string reason(const std::string& path, const char* what) {
   return "cannot " + std::string(what) + " '" + path + "': " + std::strerror(errno);
@@ -22,13 +25,15 @@ std::string reason(const std::string& path, const char* what) {
 Result<MappedFile> MappedFile::open(const std::string& path) {
   MappedFile file;
   file.path_ = path;
-  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a FIFO of that name is refused below, not waited for.
+  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file.fd_ < 0) return refused(reason(path, "open"));
   struct stat info {};
   if (::fstat(file.fd_, &info) != 0) return failed(reason(path, "stat"));
   if (!S_ISREG(info.st_mode)) return refused("'" + path + "' is not a regular file");
   if (info.st_size <= 0) return refused("'" + path + "' is empty (0 bytes)");
   file.size_ = static_cast<uint64_t>(info.st_size);
+  file.mtime_ns_ = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
   void* data = ::mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, file.fd_, 0);
   if (data == MAP_FAILED) return failed(reason(path, "map"));
   file.data_ = static_cast<const std::byte*>(data);
@@ -36,6 +41,8 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   // Only the header is read through the mapping; read-ahead would make weights resident a second
   // time.
   ::madvise(data, file.size_, MADV_RANDOM);
+  // The header's pages are read in no order: asked for, they do not cost a wait of the disk each.
+  file.read_ahead(0, kHeaderAhead);
   return file;
 }
 
@@ -55,6 +62,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   path_ = std::move(other.path_);
   data_ = std::exchange(other.data_, nullptr);
   size_ = std::exchange(other.size_, 0);
+  mtime_ns_ = std::exchange(other.mtime_ns_, 0);
   fd_ = std::exchange(other.fd_, -1);
   owns_mapping_ = std::exchange(other.owns_mapping_, false);
   return *this;
@@ -95,8 +103,41 @@ Status MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
 
 void MappedFile::drop(uint64_t offset, uint64_t n_bytes) const {
   if (fd_ < 0) return;
+  // Mapped pages stay in the page cache; what is needed again comes back by itself.
+  const uint64_t begin = offset / 4096 * 4096, end = std::min(size_, offset + n_bytes);
+  if (end > begin) ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(n_bytes),
                   POSIX_FADV_DONTNEED);
+}
+
+void MappedFile::read_in_order() const {
+  if (fd_ >= 0) ::posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
+
+void MappedFile::read_ahead(uint64_t offset, uint64_t n_bytes) const {
+  // Steps that every read-ahead setting takes whole: the kernel cuts a request to that.
+  constexpr uint64_t kStep = 128 << 10;
+  const uint64_t end = std::min(size_, offset + n_bytes);
+  for (; fd_ >= 0 && offset < end; offset += kStep) {
+    ::posix_fadvise(fd_, static_cast<off_t>(offset),
+                    static_cast<off_t>(std::min(kStep, end - offset)), POSIX_FADV_WILLNEED);
+  }
+}
+
+void MappedFile::use_mapping() const {
+  if (!owns_mapping_) return;
+  void* data = const_cast<std::byte*>(data_);
+  ::madvise(data, size_, MADV_NORMAL);
+  ::madvise(data, size_, MADV_HUGEPAGE);
+}
+
+void MappedFile::populate(uint64_t offset, uint64_t n_bytes) const {
+  if (!owns_mapping_) return;
+#if !defined(MADV_POPULATE_READ)
+  constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older headers lack the name
+#endif
+  const uint64_t begin = offset / 4096 * 4096;
+  ::madvise(const_cast<std::byte*>(data_) + begin, n_bytes + (offset - begin), MADV_POPULATE_READ);
 }
 
 }  // namespace bantam

@@ -1,6 +1,6 @@
 // A read-only file: mapped for its header, read by pieces for its tensors (so that pages do not
-// stay resident twice). Owns the descriptor and the mapping. Refuses directories, empty files and
-// files that cannot be opened, with the reason.
+// stay resident twice), or mapped whole (packed weights). Owns the descriptor and the mapping.
+// Refuses directories, empty files and files that cannot be opened, with the reason.
 #pragma once
 
 #include <cstddef>
@@ -24,13 +24,23 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   uint64_t size() const { return size_; }
+  int64_t mtime_ns() const { return mtime_ns_; }  // last change of the file; 0 for bytes in memory
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
   // Copies [offset, offset + out.size()) into out with pread (never through the mapping). Short
   // files are an Error.
   Status read(uint64_t offset, std::span<std::byte> out) const;
-  // Drops the pages of the range from this process and, for files, from the page cache.
+  // Drops the range of a file from this process and from the page cache (whole pages that no one
+  // else has mapped).
   void drop(uint64_t offset, uint64_t n_bytes) const;
+  // read() will go from the front to the back: longer read-ahead.
+  void read_in_order() const;
+  // Asks the disk for the range without waiting.
+  void read_ahead(uint64_t offset, uint64_t n_bytes) const;
+  // The mapping is what will be used: large pages where the kernel has them for files.
+  void use_mapping() const;
+  // Reads and maps the range now, in one call where the kernel can (else pages come when touched).
+  void populate(uint64_t offset, uint64_t n_bytes) const;
 
  private:
   MappedFile() = default;
@@ -39,6 +49,7 @@ class MappedFile {
   std::string path_;
   const std::byte* data_ = nullptr;
   uint64_t size_ = 0;
+  int64_t mtime_ns_ = 0;
   int fd_ = -1;
   bool owns_mapping_ = false;
 };

@@ -29,30 +29,44 @@ void handle_signals(void (*handler)(int)) {
   ::sigaction(SIGTERM, &action, nullptr);
 }
 
-// On a terminal one line that changes, else a line for every tenth; quick loads show the last only.
+// On a terminal one line that changes, else a line for every tenth; nothing in the first second.
 class Progress {
  public:
-  Progress() : tty_(::isatty(2) == 1), start_(Clock::now()) {}
-  void operator()(double fraction, int64_t bytes) {
+  Progress() : tty_(::isatty(2) == 1) {}
+  ~Progress() { end_line(); }
+
+  void operator()(const char* what, int64_t done, int64_t total) {
+    if (what != what_) begin(what);
     const double s = std::chrono::duration<double>(Clock::now() - start_).count();
-    const int percent = static_cast<int>(fraction * 100.0);
-    if (log_level() < LogLevel::info || done_ || (percent < 100 && (percent < next_ || s < 0.5)))
-      return;
-    done_ = percent >= 100;
-    next_ = percent / 10 * 10 + 10;
-    const double rate = s > 0 ? fraction * static_cast<double>(bytes) / s / 1e6 : 0;
-    if (!tty_) return log_info("loading weights: {} % ({:.0f} MB/s)", percent, rate);
-    next_ = percent + 1;
-    std::fprintf(stderr, "\rloading weights: %d %% (%.0f MB/s)%s", percent, rate,
-                 done_ ? "\n" : "");
+    const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
+    if (log_level() < LogLevel::info || s < 1.0 || percent < next_) return;
+    const double rate = static_cast<double>(done) / s / 1e6;
+    next_ = tty_ ? percent + 1 : percent / 10 * 10 + 10;
+    if (!tty_) return log_info("{}: {} % ({:.0f} MB/s)", what, percent, rate);
+    std::fprintf(stderr, "\r%s: %d %% (%.0f MB/s) ", what, percent, rate);
+    open_ = true;
+    if (percent == 100) end_line();
+  }
+  // Before anything else is written to the terminal.
+  void end_line() {
+    if (open_) std::fputc('\n', stderr);
+    open_ = false;
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  bool tty_;
+  void begin(const char* what) {
+    end_line();
+    what_ = what;
+    next_ = 0;
+    start_ = Clock::now();
+  }
+
+  const bool tty_;
+  const char* what_ = nullptr;
   Clock::time_point start_;
   int next_ = 0;
-  bool done_ = false;
+  bool open_ = false;
 };
 
 }  // namespace
@@ -64,18 +78,27 @@ int report_error(const Error& error) {
 
 Result<std::unique_ptr<LoadedModel>> load_with_progress(const CliOptions& options) {
   Progress progress;
-  int64_t bytes = 0;
-  return LoadedModel::load(
+  LoadEvents events;
+  events.progress = [&](const char* what, int64_t done, int64_t total) {
+    progress(what, done, total);
+  };
+  events.note = [&](bool warning, const std::string& text) {
+    progress.end_line();
+    log_at(warning ? LogLevel::warn : LogLevel::info, "{}", text);
+  };
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(
       options.engine,
       [&](const ModelReport& report) {
-        bytes = report.memory.weight_bytes;
         for (const std::string& line : report_lines(report)) log_info("{}", line);
         for (const std::string& line : report.warnings) log_warn("{}", line);
         if (!options.kv_given && options.command != Command::bench) {
           log_info("KV cache is q8_0 by default; for f16 use -ctk f16 -ctv f16");
         }
       },
-      [&](double fraction) { progress(fraction, bytes); });
+      events);
+  progress.end_line();
+  if (loaded) log_info("{}", load_line((*loaded)->report()));
+  return loaded;
 }
 
 void exit_on_signals(int code) {

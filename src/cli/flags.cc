@@ -240,6 +240,9 @@ void add_model_flags(std::vector<Flag>& rows) {
           "rounding of matrix inputs: i8 (default), i16 (near exact), f32 (exact, slow)");
   all.add({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS", "N", set_gpu_layers,
           "accepted; this build has no GPU backend");
+  Table loading(rows, kServe | kChat | kBench | kLogits);
+  loading.add({"--pack-cache"}, "BANTAM_PACK_CACHE", "DIR", text(FIELD(engine.pack_cache)),
+              "folder for packed weights: the first start writes them, later ones map them");
   Table run(rows, kRun);
   run.add({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE", "N",
           integer(FIELD(engine.n_ctx), 0, int64_t{kMaxContext} * kMaxSequences),

@@ -1,7 +1,5 @@
 #include "cpu/cpu_backend.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -13,7 +11,6 @@ namespace bantam {
 
 namespace {
 
-constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kAlign = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -69,10 +66,6 @@ CpuBackend::CpuBackend(const Isa& isa, const Teams& teams)
       batch_setup_(teams.batch_setup()),
       pool_(teams.size(), teams.setups) {}
 
-CpuBackend::~CpuBackend() {
-  for (const Region& region : regions_) ::munmap(region.data, static_cast<size_t>(region.bytes));
-}
-
 std::string CpuBackend::device() const { return cpu_name(); }
 
 Status CpuBackend::attention_support(KvType k, KvType v, const AttentionShape&) const {
@@ -99,20 +92,6 @@ int64_t CpuBackend::shared_table_bytes(const ComputeShape& shape) const {
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
   return input_bytes(shape, shared_table_bytes(shape)) + query_bytes(shape) +
          thread_bytes(shape) * pool_.size();
-}
-
-Result<std::byte*> CpuBackend::allocate(int64_t bytes, const char* what) {
-  CHECK(bytes >= 0);
-  const int64_t unit = bytes >= kHugePage ? kHugePage : 4096;
-  const int64_t size = std::max<int64_t>(1, (bytes + unit - 1) / unit) * unit;
-  void* data = ::mmap(nullptr, static_cast<size_t>(size), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) {
-    return failed("out of memory: cannot take " + std::to_string(bytes >> 20) + " MiB for " + what);
-  }
-  if (bytes >= kHugePage) ::madvise(data, static_cast<size_t>(size), MADV_HUGEPAGE);
-  regions_.push_back({static_cast<std::byte*>(data), size});
-  return static_cast<std::byte*>(data);
 }
 
 Status CpuBackend::reserve(const ComputeShape& shape) {
@@ -155,28 +134,6 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   blocks_.reserve(static_cast<size_t>(shape.n_kv_heads) *
                   (shape.max_rows / rows_per_block + 1 + shape.max_rows));
   return Ok{};
-}
-
-void CpuBackend::zero(std::byte* data, int64_t bytes) {
-  pool_.run([&](int thread, int n) {
-    const auto part = ThreadPool::split(bytes, thread, n);
-    std::memset(data + part.begin, 0, static_cast<size_t>(part.end - part.begin));
-  });
-}
-
-void CpuBackend::pack(const Matrix& w, int row0, int n_rows, const std::byte* rows) {
-  CHECK(row0 % kGroupRows == 0 && row0 + n_rows <= w.rows);
-  const int64_t group_bytes = packed_group_bytes(w.type, w.cols);
-  const int64_t row_bytes = packed_row_bytes(w.type, w.cols);
-  const WeightKernels& kernels = kernels_.weight[static_cast<int>(w.type)];
-  pool_.run([&](int thread, int n) {
-    const auto part = ThreadPool::split(n_groups(n_rows), thread, n);
-    for (int64_t g = part.begin; g < part.end; ++g) {
-      const int first = static_cast<int>(g) * kGroupRows;
-      kernels.pack_group(rows + first * row_bytes, row_bytes, std::min(kGroupRows, n_rows - first),
-                         w.cols, w.data + (row0 / kGroupRows + g) * group_bytes);
-    }
-  });
 }
 
 void CpuBackend::embed(const Matrix& table, std::span<const int32_t> tokens, float* x) {

@@ -35,12 +35,13 @@ class CpuBackend final : public Backend {
 
   Status attention_support(KvType k, KvType v, const AttentionShape& shape) const override;
   int64_t matrix_bytes(WeightType type, int rows, int cols) const override;
+  int pack_version() const override { return kPackVersion; }
   int64_t scratch_bytes(const ComputeShape& shape) const override;
 
   Result<std::byte*> allocate(int64_t bytes, const char* what) override;
   Status reserve(const ComputeShape& shape) override;
   void zero(std::byte* data, int64_t bytes) override;
-  void pack(const Matrix& w, int row0, int n_rows, const std::byte* rows) override;
+  Status pack(std::span<const PackPiece> pieces, const PackReader& read) override;
 
   void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) override;
   void norm(const float* x, const float* w, float eps, int n_rows, int n, float* y) override;
@@ -102,6 +103,7 @@ class CpuBackend final : public Backend {
     int kv_head, first_row, n_rows;
   };
 
+  void pack_piece(const PackPiece& piece, const std::byte* rows) const;
   // The team of the next run(); it also moves to that team's CPUs.
   int threads_for(int n_rows) {
     pool_.use(n_rows > 1 ? batch_setup_ : 0);

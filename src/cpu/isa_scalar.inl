@@ -2,12 +2,14 @@
 // each.
 #include "cpu/attend_scalar.inl"
 #include "cpu/kernels.h"
+#include "cpu/pack.inl"
 #include "cpu/weights_scalar.inl"
 
 namespace bantam {
 namespace {
 void fill_all(Kernels& table) {
   fill_weights_scalar(table);
+  fill_pack(table);
   fill_attend_scalar(table);
 }
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/attend_simd.inl"
+#include "cpu/pack.inl"
 #include "cpu/rows_simd.inl"
 #include "cpu/weights_simd.inl"
 
@@ -10,6 +11,7 @@ namespace {
 void fill_simd(Kernels& table) {
   fill_rows_simd(table);
   fill_weights_simd(table);
+  fill_pack(table);
   fill_attend_simd(table);
 }
 }  // namespace

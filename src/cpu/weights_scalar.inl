@@ -18,6 +18,8 @@ float half_at(const std::byte* p) {
 }
 
 uint8_t byte_at(const std::byte* p) { return static_cast<uint8_t>(*p); }
+void put(std::byte* at, unsigned value) { *at = static_cast<std::byte>(value); }
+void clear(std::byte* at, int64_t bytes) { __builtin_memset(at, 0, static_cast<size_t>(bytes)); }
 
 // Rule 2: the fixed tree over 16 lanes.
 float sum_lanes(const float* lane) {
@@ -113,153 +115,6 @@ struct FormatQ6_K {
   }
   static float scale(const std::byte* block, int r) { return half_at(block + 3328 + 2 * r); }
 };
-
-// ---- packing
-
-void put(std::byte* at, unsigned value) { *at = static_cast<std::byte>(value); }
-void put_bits(std::byte* at, unsigned bits) { *at |= static_cast<std::byte>(bits); }
-
-void clear(std::byte* group, int64_t bytes) {
-  __builtin_memset(group, 0, static_cast<size_t>(bytes));
-}
-
-template <int Bits>
-void put_code(std::byte* words, int r, int c, unsigned code) {
-  constexpr int columns = 32 / Bits;
-  put_bits(words + c / columns * 64 + 4 * r + c % 4, code << (c % columns / 4 * Bits));
-}
-
-// q1_0 and q2_0: GGUF keeps fp16 d, then the codes, low bits first.
-template <int Bits, int Values>
-void pack_low_bits(const std::byte* rows, int64_t row_bytes, int n_valid, int cols,
-                   std::byte* group) {
-  constexpr int source_bytes = Values * Bits / 8 + 2, block_bytes = kGroupRows * source_bytes;
-  clear(group, int64_t{cols} / Values * block_bytes);
-  for (int b = 0; b < cols / Values; ++b) {
-    std::byte* block = group + int64_t{b} * block_bytes;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + int64_t{b} * source_bytes;
-      __builtin_memcpy(block + 2 * Values * Bits + 2 * r, source, 2);
-      for (int c = 0; c < Values; ++c) {
-        const unsigned code = byte_at(source + 2 + c * Bits / 8) >> (c * Bits % 8);
-        put_code<Bits>(block, r, c, code & ((1u << Bits) - 1));
-      }
-    }
-  }
-}
-
-void pack_q8_0(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 32 * 34);
-  for (int b = 0; b < cols / 32; ++b) {
-    std::byte* block = group + b * 544;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + b * 34;
-      __builtin_memcpy(block + 512 + 2 * r, source, 2);
-      for (int c = 0; c < 32; ++c)
-        put(block + c / 4 * 64 + 4 * r + c % 4, byte_at(source + 2 + c) ^ 0x80u);
-    }
-  }
-}
-
-// q4_0 and q4_1: GGUF keeps value j in the low nibble of byte j and value j + 16 in the high one.
-void pack_nibbles(const std::byte* source, int r, std::byte* codes) {
-  for (int c = 0; c < 32; ++c) {
-    const unsigned pair = byte_at(source + c % 16);
-    const unsigned code = c < 16 ? pair & 15 : pair >> 4;
-    put_code<4>(codes, r, c, code);
-  }
-}
-
-void pack_q4_0(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 32 * 18);
-  for (int b = 0; b < cols / 32; ++b) {
-    std::byte* block = group + b * 288;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + b * 18;
-      __builtin_memcpy(block + 256 + 2 * r, source, 2);
-      pack_nibbles(source + 2, r, block);
-    }
-  }
-}
-
-void pack_q4_1(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 32 * 20);
-  for (int b = 0; b < cols / 32; ++b) {
-    std::byte* block = group + b * 320;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + b * 20;
-      __builtin_memcpy(block + 256 + 2 * r, source, 2);
-      __builtin_memcpy(block + 288 + 2 * r, source + 2, 2);
-      pack_nibbles(source + 4, r, block);
-    }
-  }
-}
-
-// The 6-bit sub-scale (which 0) or minimum (1) number sub of a GGUF Q4_K block: the first four lie
-// in the low bits of 4 bytes each, the last four are split over nibbles and the high bits of those.
-unsigned q4_k_six_bits(const std::byte* source, int sub, int which) {
-  const std::byte* s = source + 4;
-  if (sub < 4) return byte_at(s + 4 * which + sub) & 63u;
-  const unsigned low = byte_at(s + 4 + sub) >> (4 * which) & 15u;
-  return low | static_cast<unsigned>(byte_at(s + 4 * which + sub - 4) >> 6) << 4;
-}
-
-void pack_q4_k(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 256 * 144);
-  for (int b = 0; b < cols / 256; ++b) {
-    std::byte* block = group + b * 2304;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + b * 144;
-      for (int c = 0; c < 256; ++c) {
-        // Runs of 64 columns in 32 bytes: the first 32 in the low nibbles.
-        const unsigned pair = byte_at(source + 16 + c / 64 * 32 + c % 32);
-        put_code<4>(block, r, c, c % 64 < 32 ? pair & 15 : pair >> 4);
-      }
-      for (int sub = 0; sub < 8; ++sub) {
-        const unsigned d = q4_k_six_bits(source, sub, 0), m = q4_k_six_bits(source, sub, 1);
-        put(block + 2048 + sub * 16 + r, (d & 15) | (m & 15) << 4);
-        put_bits(block + 2176 + sub / 2 * 16 + r, (d >> 4 | m >> 4 << 2) << (sub % 2 * 4));
-      }
-      __builtin_memcpy(block + 2240 + 2 * r, source, 2);
-      __builtin_memcpy(block + 2272 + 2 * r, source + 2, 2);
-    }
-  }
-}
-
-// Code of value c of a GGUF Q6_K block: halves of 128, in each four runs of 32.
-unsigned q6_k_code(const std::byte* source, int c) {
-  const int half = c / 128, run = c % 128 / 32, l = c % 32;
-  const unsigned low = byte_at(source + 64 * half + l + (run % 2) * 32);
-  const unsigned high = byte_at(source + 128 + 32 * half + l) >> (2 * run) & 3;
-  return (run < 2 ? low & 15 : low >> 4) | high << 4;
-}
-
-void pack_q6_k(const std::byte* rows, int64_t row_bytes, int n_valid, int cols, std::byte* group) {
-  clear(group, 16ll * cols / 256 * 210);
-  for (int b = 0; b < cols / 256; ++b) {
-    std::byte* block = group + b * 3360;
-    for (int r = 0; r < n_valid; ++r) {
-      const std::byte* source = rows + r * row_bytes + b * 210;
-      for (int c = 0; c < 256; ++c) {
-        const unsigned code = q6_k_code(source, c);
-        put_code<4>(block, r, c, code & 15);
-        put_code<2>(block + 2048, r, c, code >> 4);
-      }
-      for (int s = 0; s < 16; ++s) put(block + 3072 + s * 16 + r, byte_at(source + 192 + s));
-      __builtin_memcpy(block + 3328 + 2 * r, source + 208, 2);
-    }
-  }
-}
-
-void pack_plain(const std::byte* rows, int64_t row_bytes, int n_valid, int, std::byte* group) {
-  for (int r = 0; r < kGroupRows; ++r) {
-    if (r < n_valid) {
-      __builtin_memcpy(group + r * row_bytes, rows + r * row_bytes, static_cast<size_t>(row_bytes));
-    } else {
-      clear(group + r * row_bytes, row_bytes);
-    }
-  }
-}
 
 // ---- rows as floats
 
@@ -496,27 +351,26 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
 }
 
 template <class Format>
-constexpr WeightKernels weight_kernels(void (*pack)(const std::byte*, int64_t, int, int,
-                                                    std::byte*)) {
-  return {pack, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>, 0};
+constexpr WeightKernels weight_kernels() {  // pack_group: fill_pack
+  return {nullptr, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>, 0};
 }
 
 [[maybe_unused]] void fill_weights_scalar(Kernels& table) {
   const auto at = [&](WeightType type) -> WeightKernels& {
     return table.weight[static_cast<int>(type)];
   };
-  at(WeightType::f32) = {pack_plain, unpack_row_f32, matmul_f32<unpack_row_f32>,
+  at(WeightType::f32) = {nullptr, unpack_row_f32, matmul_f32<unpack_row_f32>,
                          matmul_f32<unpack_row_f32>, 0};
-  at(WeightType::f16) = {pack_plain, unpack_row_f16, matmul_f32<unpack_row_f16>,
+  at(WeightType::f16) = {nullptr, unpack_row_f16, matmul_f32<unpack_row_f16>,
                          matmul_f32<unpack_row_f16>, 0};
-  at(WeightType::q1_0) = weight_kernels<FormatQ1_0>(pack_low_bits<1, 128>);
-  at(WeightType::q2_0) = weight_kernels<FormatQ2_0<64>>(pack_low_bits<2, 64>);
-  at(WeightType::pq2_0) = weight_kernels<FormatQ2_0<128>>(pack_low_bits<2, 128>);
-  at(WeightType::q4_k) = weight_kernels<FormatQ4_K>(pack_q4_k);
-  at(WeightType::q8_0) = weight_kernels<FormatQ8_0>(pack_q8_0);
-  at(WeightType::q4_0) = weight_kernels<FormatQ4_0>(pack_q4_0);
-  at(WeightType::q4_1) = weight_kernels<FormatQ4_1>(pack_q4_1);
-  at(WeightType::q6_k) = weight_kernels<FormatQ6_K>(pack_q6_k);
+  at(WeightType::q1_0) = weight_kernels<FormatQ1_0>();
+  at(WeightType::q2_0) = weight_kernels<FormatQ2_0<64>>();
+  at(WeightType::pq2_0) = weight_kernels<FormatQ2_0<128>>();
+  at(WeightType::q4_k) = weight_kernels<FormatQ4_K>();
+  at(WeightType::q8_0) = weight_kernels<FormatQ8_0>();
+  at(WeightType::q4_0) = weight_kernels<FormatQ4_0>();
+  at(WeightType::q4_1) = weight_kernels<FormatQ4_1>();
+  at(WeightType::q6_k) = weight_kernels<FormatQ6_K>();
   table.rms_norm = rms_norm;
   table.quantize = quantize;
   table.quantize16 = quantize16;

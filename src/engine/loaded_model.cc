@@ -185,6 +185,13 @@ Result<int> choose_context(const EngineOptions& options, const Planned& planned)
   return n_ctx;
 }
 
+// What of the files may stay in the page cache: what is available beyond the plan, less an eighth
+// for everything else that runs. On a PC that is the whole file and the next start is quick; on a
+// small board it is little or nothing, and the weights are in memory once.
+int64_t page_cache_room(const MemoryPlan& memory) {
+  return memory.available_bytes - memory.available_bytes / 8 - memory.total();
+}
+
 Status check_options(const EngineOptions& options) {
   const auto wrong = [](const char* what, int64_t got, const std::string& expected) {
     return refused(std::string(what) + ": got " + std::to_string(got) + ", expected " + expected);
@@ -233,6 +240,7 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   if (!n_ctx) return n_ctx.error();
   planned.model_options.n_ctx = *n_ctx;
   memory = memory_plan(planned, *n_ctx);
+  planned.model_options.load = {options.pack_cache, page_cache_room(memory)};
   ModelReport& report = planned.report;
   report.n_ctx = *n_ctx;
   const int64_t cells =
@@ -281,6 +289,17 @@ std::vector<std::string> report_lines(const ModelReport& r) {
   return lines;
 }
 
+std::string load_line(const ModelReport& r) {
+  const double gb = static_cast<double>(r.load.read_bytes) / 1e9;
+  std::string line = format("weights loaded in %.2f s", r.load.seconds);
+  if (r.load.mapped.empty()) {
+    return line + format(" (read %.2f GB, %.2f GB/s)", gb, gb / std::max(1e-9, r.load.seconds));
+  }
+  // The plan counts them like weights in memory: they must be resident to be fast.
+  return line + ": mapped from '" + r.load.mapped +
+         "', file-backed (counted in the plan, shared with other processes that map it)";
+}
+
 LoadedModel::LoadedModel() = default;
 LoadedModel::~LoadedModel() = default;
 
@@ -306,7 +325,7 @@ std::string instruction_sets() { return isa_names(); }
 
 Result<std::unique_ptr<LoadedModel>> LoadedModel::load(
     const EngineOptions& options, const std::function<void(const ModelReport&)>& planned_sink,
-    const LoadProgress& progress) {
+    const LoadEvents& events) {
   Result<MappedFile> mapped = open_model(options);
   if (!mapped) return mapped.error();
   Result<Gguf> file = Gguf::parse(*mapped);
@@ -326,9 +345,10 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(
   loaded->tokenizer_ = std::make_unique<Tokenizer>(std::move(*tokenizer));
   Result<std::unique_ptr<Model>> model =
       Model::load(*file, planned->config, planned->attention, planned->model_options,
-                  std::move(planned->backend), progress);
+                  std::move(planned->backend), events);
   if (!model) return model.error();
   loaded->model_ = std::move(*model);
+  loaded->report_.load = loaded->model_->load_report();
   return loaded;
 }
 

@@ -36,6 +36,7 @@ struct EngineOptions {
   ActType act = ActType::i8;
   TeamWish team, team_batch;  // CPUs and priority of the threads
   std::string isa;            // BANTAM_ISA; empty: best
+  std::string pack_cache;     // folder of packed weights that later starts map; empty: none
 };
 
 // Facts of the model and of this run; everything `info`, /props and /v1/models print.
@@ -75,13 +76,13 @@ struct ModelReport {
   MemoryPlan memory;
   int64_t kv_bytes_k = 0;
   int64_t kv_bytes_v = 0;
+  LoadReport load;  // once loaded
 };
 
 // The lines printed at start, as users know them (DESIGN section 5).
 std::vector<std::string> report_lines(const ModelReport& report);
-
-// fraction 0..1 of the weights loaded.
-using LoadProgress = std::function<void(double fraction)>;
+// The line after loading: how long it took, what was read, what is mapped.
+std::string load_line(const ModelReport& report);
 
 class LoadedModel {
  public:
@@ -92,7 +93,7 @@ class LoadedModel {
   // planned: called with the report before weights are read (to print the memory plan).
   static Result<std::unique_ptr<LoadedModel>> load(
       const EngineOptions& options, const std::function<void(const ModelReport&)>& planned = {},
-      const LoadProgress& progress = {});
+      const LoadEvents& events = {});
   ~LoadedModel();
 
   const ModelReport& report() const { return report_; }

@@ -6,6 +6,7 @@
 
 #include "base/limits.h"
 #include "model/kv_cache.h"
+#include "model/loader.h"
 #include "model/rope.h"
 #include "model/weights.h"
 
@@ -63,6 +64,7 @@ struct Model::Impl {
   ModelOptions options;
   std::unique_ptr<Backend> backend;
   ModelWeights weights;
+  LoadedWeights loaded;
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<Rope> rope;
   std::vector<AttendRow> attend_rows;
@@ -199,7 +201,7 @@ Model::~Model() = default;
 Result<std::unique_ptr<Model>> Model::load(const Gguf& file, const ModelConfig& config,
                                            const AttentionPlan& plan, const ModelOptions& options,
                                            std::unique_ptr<Backend> backend,
-                                           const std::function<void(double)>& progress) {
+                                           const LoadEvents& events) {
   std::unique_ptr<Model> model(new Model);
   model->impl_ = std::make_unique<Impl>(config, options, std::move(backend));
   Impl& impl = *model->impl_;
@@ -208,9 +210,9 @@ Result<std::unique_ptr<Model>> Model::load(const Gguf& file, const ModelConfig& 
   if (Status status = impl.backend->reserve(compute_shape(config, options)); !status) {
     return status.error();
   }
-  if (Status status = load_weights(file, *bound, *impl.backend, progress); !status) {
-    return status.error();
-  }
+  Result<LoadedWeights> loaded = load_weights(file, *bound, *impl.backend, options.load, events);
+  if (!loaded) return loaded.error();
+  impl.loaded = std::move(*loaded);
   Result<std::unique_ptr<KvCache>> cache =
       KvCache::create(plan, config.n_layers, options.n_ctx, options.n_seqs, *impl.backend);
   if (!cache) return cache.error();
@@ -227,6 +229,7 @@ Result<std::unique_ptr<Model>> Model::load(const Gguf& file, const ModelConfig& 
 
 const ModelConfig& Model::config() const { return impl_->config; }
 const ModelOptions& Model::options() const { return impl_->options; }
+const LoadReport& Model::load_report() const { return impl_->loaded.report; }
 
 void Model::step(std::span<const BatchRow> rows) {
   impl_->prepare(rows);

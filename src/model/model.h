@@ -15,6 +15,7 @@
 #include "base/result.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
+#include "model/loader.h"
 
 namespace bantam {
 
@@ -33,6 +34,7 @@ struct ModelOptions {
   int max_rows = 64;       // rows of one step at most
   int max_logit_rows = 1;  // rows with logits in one step at most
   ActType act = ActType::i8;
+  LoadOptions load;
 };
 
 class Model {
@@ -48,11 +50,12 @@ class Model {
   static Result<std::unique_ptr<Model>> load(const Gguf& file, const ModelConfig& config,
                                              const AttentionPlan& plan, const ModelOptions& options,
                                              std::unique_ptr<Backend> backend,
-                                             const std::function<void(double)>& progress);
+                                             const LoadEvents& events);
   ~Model();
 
   const ModelConfig& config() const;
   const ModelOptions& options() const;
+  const LoadReport& load_report() const;
 
   // rows: at most max_rows, at most max_logit_rows of them with logits; rows of one sequence
   // ascending and contiguous. Refuses (CHECK) rows beyond the context or out of order. No memory is

@@ -1,20 +1,11 @@
 #include "model/weights.h"
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
 #include <string>
 #include <unordered_set>
 
 namespace bantam {
 
 namespace {
-
-constexpr int64_t kAlign = 64;
-constexpr int64_t kReadBytes = 2 << 20;  // one piece of the file in memory at a time
-constexpr int kGroupRows = 16;           // the backend packs whole groups
-
-int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 std::string shape_text(const GgufTensor& tensor) {
   std::string text = "[" + std::to_string(tensor.dims[0]);
@@ -125,58 +116,6 @@ Result<std::vector<BoundTensor>> bind_weights(const Gguf& file, const ModelConfi
   if (binder.failed()) return binder.error();
   if (Status status = refuse_unused(file, bound, config.arch); !status) return status.error();
   return bound;
-}
-
-int64_t bound_bytes(const std::vector<BoundTensor>& bound, const Backend& backend) {
-  int64_t total = 0;
-  for (const BoundTensor& tensor : bound) {
-    const int64_t bytes =
-        tensor.matrix != nullptr
-            ? backend.matrix_bytes(tensor.matrix->type, tensor.matrix->rows, tensor.matrix->cols)
-            : static_cast<int64_t>(tensor.source->n_bytes);
-    total += aligned(bytes);
-  }
-  return total;
-}
-
-Status load_weights(const Gguf& file, const std::vector<BoundTensor>& bound, Backend& backend,
-                    const std::function<void(double)>& progress) {
-  const int64_t total = bound_bytes(bound, backend);
-  Result<std::byte*> memory = backend.allocate(total, "weights");
-  if (!memory) return memory.error();
-  std::byte* next = *memory;
-  std::vector<std::byte> piece;
-  for (const BoundTensor& tensor : bound) {
-    const GgufTensor& source = *tensor.source;
-    std::byte* target = next;
-    if (tensor.vector != nullptr) {
-      Status status =
-          file.file().read(source.offset, {target, static_cast<size_t>(source.n_bytes)});
-      if (!status) return status;
-      *tensor.vector = reinterpret_cast<const float*>(target);
-      next += aligned(static_cast<int64_t>(source.n_bytes));
-      continue;
-    }
-    Matrix& matrix = *tensor.matrix;
-    matrix.data = target;
-    const int64_t row_bytes = static_cast<int64_t>(source.n_bytes) / matrix.rows;
-    const int64_t step = std::max<int64_t>(1, kReadBytes / (row_bytes * kGroupRows)) * kGroupRows;
-    for (int64_t row = 0; row < matrix.rows; row += step) {
-      const int64_t n = std::min(step, matrix.rows - row);
-      const uint64_t offset = source.offset + static_cast<uint64_t>(row * row_bytes);
-      piece.resize(static_cast<size_t>(n * row_bytes));
-      if (Status status = file.file().read(offset, piece); !status) return status;
-      backend.pack(matrix, static_cast<int>(row), static_cast<int>(n), piece.data());
-      if (progress) {
-        const int64_t done = (next - *memory) + row * row_bytes;
-        progress(static_cast<double>(done) / static_cast<double>(total));
-      }
-    }
-    file.file().drop(source.offset, source.n_bytes);
-    next += aligned(backend.matrix_bytes(matrix.type, matrix.rows, matrix.cols));
-  }
-  if (progress) progress(1.0);
-  return Ok{};
 }
 
 }  // namespace bantam

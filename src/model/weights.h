@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -41,12 +40,5 @@ struct BoundTensor {
 // Fills shapes and types of `weights` (no memory yet) and lists what to load.
 Result<std::vector<BoundTensor>> bind_weights(const Gguf& file, const ModelConfig& config,
                                               ModelWeights& weights);
-
-// Bytes that the bound tensors take on the backend.
-int64_t bound_bytes(const std::vector<BoundTensor>& bound, const Backend& backend);
-
-// Reads, packs and uploads everything, one copy at any time; progress gets 0..1.
-Status load_weights(const Gguf& file, const std::vector<BoundTensor>& bound, Backend& backend,
-                    const std::function<void(double)>& progress);
 
 }  // namespace bantam

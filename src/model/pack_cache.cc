@@ -1,0 +1,280 @@
+#include "model/pack_cache.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/hash.h"
+#include "base/thread_pool.h"
+
+namespace bantam {
+
+namespace {
+
+constexpr uint64_t kMagic = 0x004b434150544e42;  // "BNTPACK\0"
+constexpr uint32_t kFormat = 1;                  // of this header; the layout has its own version
+constexpr int64_t kChunk = 4 << 20;              // summed and written at a time
+
+std::string reason(const char* what, const std::string& path) {
+  return std::string("cannot ") + what + " '" + path + "': " + std::strerror(errno);
+}
+
+std::string hex(uint64_t x) {
+  char text[17];
+  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(x));
+  return text;
+}
+
+class Closing {
+ public:
+  explicit Closing(int fd) : fd_(fd) {}
+  ~Closing() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Closing(const Closing&) = delete;
+  Closing& operator=(const Closing&) = delete;
+
+ private:
+  int fd_;
+};
+
+Status write_all(int fd, uint64_t offset, std::span<const std::byte> bytes,
+                 const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return failed(reason("write", path));
+    offset += static_cast<uint64_t>(n);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return Ok{};
+}
+
+// Whether the descriptor is still the file of that name.
+bool same_file(int fd, const std::string& path) {
+  struct stat open {
+  }, named{};
+  return ::fstat(fd, &open) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         open.st_ino == named.st_ino && open.st_dev == named.st_dev;
+}
+
+Status compare(const PackIdentity& got, const PackIdentity& expected) {
+  const auto differs = [](const char* what, uint64_t found, uint64_t wanted) {
+    return failed(std::string("its ") + what + " is " + std::to_string(found) + ", expected " +
+                  std::to_string(wanted));
+  };
+  if (got.pack_version != expected.pack_version)
+    return differs("layout version", got.pack_version, expected.pack_version);
+  if (got.fingerprint != expected.fingerprint || got.source_bytes != expected.source_bytes)
+    return failed("it belongs to another model file");
+  if (got.source_mtime_ns != expected.source_mtime_ns)
+    return failed("the model file has been written since");
+  if (got.layout != expected.layout) return failed("its matrices lie in another order");
+  if (got.data_bytes != expected.data_bytes)
+    return differs("size of the data", got.data_bytes, expected.data_bytes);
+  return Ok{};
+}
+
+}  // namespace
+
+std::array<std::byte, kPackHeaderBytes> encode_pack_header(const PackHeader& header) {
+  std::array<std::byte, kPackHeaderBytes> bytes{};
+  size_t at = 0;
+  const auto put = [&](const auto& value) {
+    CHECK(at + sizeof(value) <= bytes.size());
+    std::memcpy(bytes.data() + at, &value, sizeof(value));
+    at += sizeof(value);
+  };
+  put(kMagic);
+  put(kFormat);
+  put(header.id.pack_version);
+  put(header.id.source_bytes);
+  put(header.id.source_mtime_ns);
+  put(header.id.fingerprint);
+  put(header.id.layout);
+  put(kPackDataOffset);
+  put(header.id.data_bytes);
+  put(header.checksum);
+  put(hash_bytes(std::span(bytes).first(at)));
+  CHECK(at == bytes.size());
+  return bytes;
+}
+
+Result<PackHeader> parse_pack_header(std::span<const std::byte> bytes, uint64_t file_bytes) {
+  ByteReader reader(bytes);
+  if (reader.read<uint64_t>() != kMagic) return failed("it is no file of packed weights");
+  const auto format = reader.read<uint32_t>();
+  if (reader.failed() || format != kFormat) {
+    return failed("its format is version " + std::to_string(format) + ", expected " +
+                  std::to_string(kFormat));
+  }
+  PackHeader header;
+  header.id.pack_version = reader.read<uint32_t>();
+  header.id.source_bytes = reader.read<uint64_t>();
+  header.id.source_mtime_ns = reader.read<int64_t>();
+  header.id.fingerprint = reader.read<uint64_t>();
+  header.id.layout = reader.read<uint64_t>();
+  const auto data_offset = reader.read<uint64_t>();
+  header.id.data_bytes = reader.read<uint64_t>();
+  header.checksum = reader.read<uint64_t>();
+  const size_t summed = reader.offset();
+  const auto sum = reader.read<uint64_t>();
+  if (reader.failed()) {
+    return failed("it ends at byte " + std::to_string(file_bytes) + ", inside its header");
+  }
+  if (sum != hash_bytes(bytes.first(summed))) return failed("its header is damaged");
+  if (data_offset != kPackDataOffset || file_bytes < kPackDataOffset ||
+      header.id.data_bytes != file_bytes - kPackDataOffset) {
+    return failed("it has " + std::to_string(file_bytes) + " bytes, expected " +
+                  std::to_string(header.id.data_bytes) + " behind byte " +
+                  std::to_string(data_offset));
+  }
+  return header;
+}
+
+Result<uint64_t> model_fingerprint(const Gguf& file) {
+  constexpr uint64_t kBlocks = 64, kBlockBytes = 4096;
+  const MappedFile& source = file.file();
+  uint64_t hash = hash_mix(source.size(), kBlockBytes);
+  hash = hash_bytes(source.bytes().first(static_cast<size_t>(file.data_offset())), hash);
+  std::array<std::byte, kBlockBytes> block;
+  const uint64_t data = source.size() - file.data_offset();
+  const uint64_t n = std::min(kBlockBytes, data);
+  for (uint64_t i = 0; i < kBlocks; ++i) {
+    // The first block, the last and those between, without overflow for any size of file.
+    const uint64_t step = (data - n) / (kBlocks - 1), rest = (data - n) % (kBlocks - 1);
+    const uint64_t at = file.data_offset() + i * step + i * rest / (kBlocks - 1);
+    const std::span<std::byte> bytes(block.data(), static_cast<size_t>(n));
+    if (Status status = source.read(at, bytes); !status) return status.error();
+    hash = hash_bytes(bytes, hash);
+  }
+  return hash;
+}
+
+PackCache::PackCache(std::string folder, const PackIdentity& id, int n_threads)
+    : folder_(std::move(folder)),
+      path_(folder_ + "/" + hex(id.fingerprint) + ".pack"),
+      unfinished_(path_ + ".unfinished"),
+      id_(id),
+      n_threads_(n_threads) {}
+
+// Sums of chunks, summed in order: the same for any number of threads. With a file, its pages are
+// asked for first.
+uint64_t PackCache::checksum(std::span<const std::byte> data, const MappedFile* file,
+                             const Progress& progress) const {
+  const auto total = static_cast<int64_t>(data.size());
+  std::vector<uint64_t> sums(static_cast<size_t>((total + kChunk - 1) / kChunk));
+  std::atomic<size_t> next{0};
+  std::mutex telling;
+  int64_t done = 0;
+  ThreadPool(n_threads_).run([&](int, int) {
+    for (;;) {
+      const size_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= sums.size()) return;
+      const int64_t begin = static_cast<int64_t>(i) * kChunk, n = std::min(kChunk, total - begin);
+      if (file != nullptr) {
+        file->populate(kPackDataOffset + static_cast<uint64_t>(begin), static_cast<uint64_t>(n));
+      }
+      sums[i] = hash_bytes(data.subspan(static_cast<size_t>(begin), static_cast<size_t>(n)), i);
+      const std::lock_guard lock(telling);
+      done += n;
+      if (progress) progress(done, total);
+    }
+  });
+  return hash_bytes(std::as_bytes(std::span(sums)), data.size());
+}
+
+Result<std::optional<MappedFile>> PackCache::open(const Progress& progress) const {
+  struct stat info {};
+  if (::stat(path_.c_str(), &info) != 0 && (errno == ENOENT || errno == ENOTDIR)) {
+    return std::optional<MappedFile>();
+  }
+  const auto unusable = [&](const std::string& why) {
+    return failed("'" + path_ + "' is not used: " + why);
+  };
+  Result<MappedFile> file = MappedFile::open(path_);
+  if (!file) return unusable(file.error().message);
+  // Copied out first: what was checked is what is used.
+  std::array<std::byte, kPackHeaderBytes> start;
+  const size_t n = static_cast<size_t>(std::min<uint64_t>(start.size(), file->size()));
+  const std::span<std::byte> head(start.data(), n);
+  if (Status status = file->read(0, head); !status) return unusable(status.error().message);
+  Result<PackHeader> header = parse_pack_header(head, file->size());
+  if (!header) return unusable(header.error().message);
+  if (Status status = compare(header->id, id_); !status) return unusable(status.error().message);
+  file->use_mapping();
+  const auto data = file->bytes().subspan(kPackDataOffset);
+  if (checksum(data, &*file, progress) != header->checksum) return unusable("its data is damaged");
+  return std::optional<MappedFile>(std::move(*file));
+}
+
+Result<bool> PackCache::write(std::span<const std::byte> data, bool keep,
+                              const Progress& progress) const {
+  CHECK(data.size() == id_.data_bytes);
+  if (::mkdir(folder_.c_str(), 0777) != 0 && errno != EEXIST) {
+    return failed(reason("create the folder", folder_));
+  }
+  const int fd = ::open(unfinished_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+  if (fd < 0) return failed(reason("write", unfinished_));
+  const Closing closing(fd);
+  // One writer: the lock ends with its process, so what a killed one left is taken over.
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) return false;
+    return failed(reason("lock", unfinished_));
+  }
+  // Between opening and locking the last writer may have renamed this very file into place, where
+  // others map it: it must not be touched.
+  if (!same_file(fd, unfinished_)) return false;
+  Status status = write_locked(fd, data, keep, progress);
+  if (!status) {
+    ::unlink(unfinished_.c_str());
+    return status.error();
+  }
+  return true;
+}
+
+Status PackCache::write_locked(int fd, std::span<const std::byte> data, bool keep,
+                               const Progress& progress) const {
+  const auto total = static_cast<int64_t>(data.size());
+  if (::ftruncate(fd, 0) != 0) return failed(reason("empty", unfinished_));
+  // A full disk is noticed before anything is written, where the file system can tell.
+  if (::fallocate(fd, 0, 0, static_cast<off_t>(kPackDataOffset + data.size())) != 0 &&
+      errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR) {
+    return failed(reason("write", unfinished_));
+  }
+  const PackHeader header{id_, checksum(data, nullptr, {})};
+  if (Status s = write_all(fd, 0, encode_pack_header(header), unfinished_); !s) return s;
+  for (int64_t at = 0; at < total; at += kChunk) {
+    const int64_t n = std::min(kChunk, total - at);
+    const auto chunk = data.subspan(static_cast<size_t>(at), static_cast<size_t>(n));
+    const uint64_t to = kPackDataOffset + static_cast<uint64_t>(at);
+    if (Status s = write_all(fd, to, chunk, unfinished_); !s) return s;
+    if (!keep) {
+      // Only what has reached the disk can be dropped.
+      ::fdatasync(fd);
+      ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    }
+    if (progress) progress(at + n, total);
+  }
+  if (::fsync(fd) != 0) return failed(reason("write", unfinished_));
+  if (::rename(unfinished_.c_str(), path_.c_str()) != 0)
+    return failed(reason("rename", unfinished_));
+  // The name itself; without it a power cut costs the file, nothing else.
+  const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const Closing closing(folder);
+  if (folder >= 0) ::fsync(folder);
+  return Ok{};
+}
+
+}  // namespace bantam
