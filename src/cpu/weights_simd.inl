@@ -23,7 +23,8 @@ BANTAM_INLINE void unrolled(Body&& body) {
   }
 }
 
-// ---- formats. Sum of value * x = mult * (sum of code * x) - bias * (sum of x).
+// ---- formats. Sum of value * x = mult * (sum of code * x) - bias * (sum of x); |value| <=
+// largest.
 
 template <class Accumulator, int Bits, int Values>
 struct SimdLowBits {
@@ -34,12 +35,15 @@ struct SimdLowBits {
 };
 
 struct SimdQ1_0 : SimdLowBits<BitAcc, 1, 128> {
-  static constexpr int mult = 2, bias = 1, tile = kTileTokens;
+  static constexpr int mult = kBitMult, bias = 1, largest = 1, tile = kTileTokens;
   template <int K>
   static BANTAM_INLINE Bytes code(Bytes word) {
     return bit_code<K>(word);
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    bit_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return bit_sum(acc); }
 };
 
@@ -47,11 +51,15 @@ template <int Bits, int Values, int Bias>
 struct SimdSmall : SimdLowBits<SmallAcc, Bits, Values> {
   typedef SmallAcc Acc;
   static constexpr int mult = 1, bias = Bias, tile = kTileTokensSmall;
+  static constexpr int largest = Bias < (1 << Bits) - Bias ? (1 << Bits) - 1 - Bias : Bias;
   template <int K>
   static BANTAM_INLINE Bytes code(Bytes word) {
     return b_field<Bits, K>(word);
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { small_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    small_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return small_sum(acc); }
 };
 struct SimdQ4_0 : SimdSmall<4, 32, 8> {};
@@ -67,7 +75,7 @@ struct SimdQ4_K : SimdSmall<4, 256, 0> {
 
 struct SimdQ8_0 {
   static constexpr int values = 32, quads_per_word = 1, scales = 512, block_bytes = 544;
-  static constexpr int mult = 1, bias = kWideBias, tile = kTileTokensWide;
+  static constexpr int mult = 1, bias = kWideBias, largest = 128, tile = kTileTokensWide;
   static constexpr bool minimum = false, sub_scales = false;
   typedef WideAcc Acc;
   // Packed as code + 128; wide_code wants the signed code.
@@ -76,7 +84,10 @@ struct SimdQ8_0 {
     if constexpr (kWideBias == 128) return word;
     return wide_code(b_sub(word, b_set(0x80)));
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    wide_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return wide_sum(acc); }
 };
 
@@ -103,8 +114,9 @@ BANTAM_INLINE Ints q4_k_lanes(const std::byte* block, int sub, int which) {
   return i_add(a, i_shift_left<4>(b));
 }
 
-// What the end of an activation block needs, for T rows. y = [T] running sums.
-template <class F, int T>
+// What the end of an activation block needs, for T rows. y = [T] running sums; no sum of products
+// is above Most.
+template <class F, int T, int Most>
 BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, int index, int sub,
                              const Ints* s, Floats* y) {
   const int64_t n_blocks = a.n_cols / a.block;
@@ -121,11 +133,13 @@ BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, i
     constexpr int t = decltype(row)::value;
     const int64_t at = (t0 + t) * n_blocks + index;
     const Floats d_a = f_set(a.d[at]);
-    Ints dot = s[t];
-    if constexpr (F::mult == 2) dot = i_add(dot, dot);
-    if constexpr (F::bias != 0) dot = i_sub(dot, i_set(F::bias * a.sums[at]));
-    if constexpr (F::sub_scales) dot = i_mul(dot, sub_d);
-    y[t] = f_fma(f_from_ints(dot), f_mul(d_w, d_a), y[t]);
+    if constexpr (F::sub_scales) {
+      const Ints dot = i_mul(s[t], sub_d);
+      y[t] = f_fma(f_from_ints(dot), f_mul(d_w, d_a), y[t]);
+    } else {
+      const Floats dot = f_of_dot<F::mult, F::bias, Most>(s[t], a.sums + at);
+      y[t] = f_fma(dot, f_mul(d_w, d_a), y[t]);
+    }
     if constexpr (F::sub_scales) {
       y[t] = f_fma(f_from_ints(i_mul(sub_m, i_set(a.sums[at]))), f_mul(m_w, d_a), y[t]);
     } else if constexpr (F::minimum) {
@@ -178,8 +192,8 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
         const Bytes code = F::template code<K>(word);
         unrolled<R>([&](auto row) __attribute__((always_inline)) {
           constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
-          const int8_t* x = at.x[p][t / Width] + 4 * (K * Width + t % Width);
-          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, quad(x));
+          const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
+          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
         });
       });
     }
@@ -193,7 +207,8 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
       }
       s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
     });
-    end_block<F, T>(a, block, t0, index, c % F::values / Block, s, y);
+    constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
+    end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
   for (int t = 0; t < T; ++t) store_rows(args, group, t0 + t, y[t]);
 }
