@@ -4,6 +4,9 @@
 #include "cpu/attend_simd.inl"
 #include "cpu/rows_simd.inl"
 #include "cpu/weights_simd.inl"
+#if defined(BANTAM_I8MM)
+#include "cpu/pairs_i8mm.inl"
+#endif
 
 namespace bantam {
 namespace {

@@ -34,6 +34,7 @@ constexpr int kTileTokens = 4;
 constexpr int kTileTokensSmall = 4;
 constexpr int kTileTokensWide = 4;
 constexpr int kChains = 2;
+constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 constexpr int kPrefetchBytes = 2048;

@@ -34,6 +34,8 @@ typedef __mmask16 Mask;
 constexpr int kTileTokens = 24;
 constexpr int kTileTokensSmall = 24;
 constexpr int kTileTokensWide = 24;
+// Whether several rows take the 2 x 2 matrix products of pairs_i8mm.inl.
+constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
 // Vectors of float keys and of float channels that are summed at a time.

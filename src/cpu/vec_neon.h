@@ -34,18 +34,22 @@ struct Mask {
   uint32x4_t v[4];
 };
 
-constexpr int kTileTokens = 4;
-constexpr int kTileTokensSmall = 2;
-constexpr int kTileTokensWide = 2;
+#if defined(BANTAM_DOTPROD)
+constexpr bool kSdot = true;
+#else
+constexpr bool kSdot = false;
+#endif
+#if defined(BANTAM_I8MM)
+constexpr int kTileTokens = 8, kTileTokensSmall = 8, kTileTokensWide = 8;
+constexpr bool kPairedRows = true;
+#else
+constexpr int kTileTokens = 4, kTileTokensSmall = kSdot ? 4 : 2, kTileTokensWide = kSdot ? 4 : 2;
+constexpr bool kPairedRows = false;
+#endif
 constexpr int kChains = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 constexpr int kPrefetchBytes = 1024;
-#if defined(BANTAM_DOTPROD)
-constexpr bool kSlowConversion = true;
-#else
-constexpr bool kSlowConversion = false;
-#endif
 
 // ---- floats
 
@@ -192,7 +196,7 @@ BANTAM_INLINE Floats f_from_ints(Ints a) {
 // SCVTF takes one of the two pipes twice (A76).
 template <int Mult, int Bias, int Most>
 BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
-  constexpr int32_t base = kSlowConversion && Most < 1 << 22 ? 0x4b400000 : 0;
+  constexpr int32_t base = kSdot && Most < 1 << 22 ? 0x4b400000 : 0;
   const Ints least = i_set(Bias == 0 ? base : base - Bias * *sum);
   if constexpr (Mult != 1) dot = i_add(dot, dot);
   dot = Mult < 0 ? i_sub(least, dot) : i_add(least, dot);
@@ -295,6 +299,15 @@ BANTAM_INLINE Bytes bit_code(Bytes word) {
     asm("cmtst %0.16b, %1.16b, %2.16b" : "=w"(word.v[i]) : "w"(word.v[i]), "w"(pick));
   }
   return word;
+}
+// Bit K in the first and bit K + 1 in the second four bytes of a half.
+template <int K>
+BANTAM_INLINE int8x16_t bit_pair(int8x16_t word) {
+  const uint32x4_t low = vdupq_n_u32(0x01010101u << K), high = vdupq_n_u32(0x02020202u << K);
+  const int8x16_t pick = vreinterpretq_s8_u32(vzip1q_u32(low, high));
+  int8x16_t out;
+  asm("cmtst %0.16b, %1.16b, %2.16b" : "=w"(out) : "w"(word), "w"(pick));
+  return out;
 }
 BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
 BANTAM_INLINE Quad weight_quad(const uint8_t* four) {

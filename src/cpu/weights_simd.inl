@@ -28,7 +28,7 @@ BANTAM_INLINE void unrolled(Body&& body) {
 
 template <class Accumulator, int Bits, int Values>
 struct SimdLowBits {
-  static constexpr int values = Values, quads_per_word = 8 / Bits;
+  static constexpr int bits = Bits, values = Values, quads_per_word = 8 / Bits;
   static constexpr int scales = 2 * Values * Bits, block_bytes = scales + 32;
   static constexpr bool minimum = false, sub_scales = false;
   typedef Accumulator Acc;
@@ -74,7 +74,7 @@ struct SimdQ4_K : SimdSmall<4, 256, 0> {
 };
 
 struct SimdQ8_0 {
-  static constexpr int values = 32, quads_per_word = 1, scales = 512, block_bytes = 544;
+  static constexpr int bits = 8, values = 32, quads_per_word = 1, scales = 512, block_bytes = 544;
   static constexpr int mult = 1, bias = kWideBias, largest = 128, tile = kTileTokensWide;
   static constexpr bool minimum = false, sub_scales = false;
   typedef WideAcc Acc;
@@ -166,12 +166,48 @@ struct TilePointers {
   }
 };
 
+// s[t] = sums of T rows over the activation block whose panels start at `offset`.
+template <class F, int Block, int T, int Width, int Planes>
+BANTAM_INLINE void lane_sums(const ActRows& a, const std::byte* words, int64_t offset, Ints* s) {
+  constexpr int Q = F::quads_per_word, W = Block / (4 * Q), R = T * Planes;
+  constexpr int C = T == 1 ? (kChains + Planes - 1) / Planes : 1;
+  typename F::Acc dot[R][C] = {};
+  for (int w = 0; w < W; ++w) {
+    const Bytes word = b_load(words + 64 * w);
+    if constexpr (T == 1) __builtin_prefetch(words + 64 * w + kPrefetchBytes);
+    const TilePointers<(T + Width - 1) / Width, Planes> at(a, offset + int64_t{4 * w * Q} * Width);
+    unrolled<Q>([&](auto k) __attribute__((always_inline)) {
+      constexpr int K = decltype(k)::value;
+      const Bytes code = F::template code<K>(word);
+      unrolled<R>([&](auto row) __attribute__((always_inline)) {
+        constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
+        const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
+        F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
+      });
+    });
+  }
+  unrolled<T>([&](auto row) __attribute__((always_inline)) {
+    constexpr int t = decltype(row)::value;
+    Ints part[Planes];
+    for (int p = 0; p < Planes; ++p) {
+      part[p] = F::sum(dot[p * T + t][0]);
+      for (int i = 1; i < C; ++i) part[p] = i_add(part[p], F::sum(dot[p * T + t][i]));
+    }
+    s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
+  });
+}
+
+// The same by 2 x 2 matrix products, and for a q6_k sub-block of 16 columns: pairs_i8mm.inl.
+template <class F, int Block, int T, int Width, int Planes>
+BANTAM_INLINE void pair_sums(const ActRows& a, const std::byte* words, int64_t offset, Ints* s);
+template <int T, int Width>
+BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t* x, Ints* s);
+
 // One group of 16 rows times T rows of activations of Planes int8 planes, in panels of Width rows;
 // activation blocks of Block.
 template <class F, int Block, int T, int Width, int Planes>
 inline void product_tile(const MatmulArgs& args, int group, int t0) {
-  constexpr int Q = F::quads_per_word, W = Block / (4 * Q), R = T * Planes;
-  constexpr int C = T == 1 ? (kChains + Planes - 1) / Planes : 1;
+  constexpr int Q = F::quads_per_word;
   const ActRows& a = args.a;
   const int n = args.w->cols;
   const std::byte* base = args.w->data + group * (int64_t{n} / F::values * F::block_bytes);
@@ -181,32 +217,13 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
   for (int c = 0, index = 0; c < n; c += Block, ++index) {
     const std::byte* block = base + int64_t{c} / F::values * F::block_bytes;
     const std::byte* words = block + c % F::values / (4 * Q) * 64;
-    typename F::Acc dot[R][C] = {};
-    for (int w = 0; w < W; ++w) {
-      const Bytes word = b_load(words + 64 * w);
-      if constexpr (T == 1) __builtin_prefetch(words + 64 * w + kPrefetchBytes);
-      const TilePointers<(T + Width - 1) / Width, Planes> at(
-          a, first + int64_t{c + 4 * w * Q} * Width);
-      unrolled<Q>([&](auto k) __attribute__((always_inline)) {
-        constexpr int K = decltype(k)::value;
-        const Bytes code = F::template code<K>(word);
-        unrolled<R>([&](auto row) __attribute__((always_inline)) {
-          constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
-          const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
-          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
-        });
-      });
-    }
+    const int64_t offset = first + int64_t{c} * Width;
     Ints s[T];
-    unrolled<T>([&](auto row) __attribute__((always_inline)) {
-      constexpr int t = decltype(row)::value;
-      Ints part[Planes];
-      for (int p = 0; p < Planes; ++p) {
-        part[p] = F::sum(dot[p * T + t][0]);
-        for (int i = 1; i < C; ++i) part[p] = i_add(part[p], F::sum(dot[p * T + t][i]));
-      }
-      s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
-    });
+    if constexpr (kPairedRows && T > 1) {
+      pair_sums<F, Block, T, Width, Planes>(a, words, offset, s);
+    } else {
+      lane_sums<F, Block, T, Width, Planes>(a, words, offset, s);
+    }
     constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
     end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
@@ -216,7 +233,8 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
 // One panel of Width rows.
 template <class F, int Block, int Width, int Planes>
 inline void product_panel(const MatmulArgs& args, int group, int t0) {
-  constexpr int most = F::tile / Planes, T = Width < most ? Width : most;
+  constexpr int most = kPairedRows ? F::tile : F::tile / Planes;
+  constexpr int T = Width < most ? Width : most;
   for (int t = t0; t < t0 + Width; t += T) {
     product_tile<F, Block, T, Width, Planes>(args, group, t);
   }
@@ -274,6 +292,20 @@ BANTAM_INLINE Bytes q6_k_code(const std::byte* block, int sub) {
 }
 
 template <int T, int Width>
+BANTAM_INLINE void q6_k_sums(const std::byte* block, int sub, const int8_t* x, Ints* s) {
+  WideAcc dot[T] = {};
+  unrolled<4>([&](auto k) __attribute__((always_inline)) {
+    constexpr int K = decltype(k)::value;
+    const Bytes code = q6_k_code<K>(block, sub);
+    unrolled<T>([&](auto row) __attribute__((always_inline)) {
+      constexpr int t = decltype(row)::value;
+      wide_add(dot[t], code, quad_of<K * Width + t, 4 * Width>(x));
+    });
+  });
+  for (int t = 0; t < T; ++t) s[t] = wide_sum(dot[t]);
+}
+
+template <int T, int Width>
 inline void q6_k_tile(const MatmulArgs& args, int group, int t0) {
   const int n = args.w->cols;
   const std::byte* base = args.w->data + group * (int64_t{n} / 256 * 3360);
@@ -288,19 +320,16 @@ inline void q6_k_tile(const MatmulArgs& args, int group, int t0) {
     for (int sub = c % 256 / 16; sub < c % 256 / 16 + 2; ++sub) {
       const Ints scale = i_load_bytes(block + 3072 + sub * 16);
       const int column = c / 256 * 256 + sub * 16;  // of the row
-      WideAcc dot[T] = {};
       const TilePointers<1, 1> at(a, first + int64_t{column} * Width);
-      unrolled<4>([&](auto k) __attribute__((always_inline)) {
-        constexpr int K = decltype(k)::value;
-        const Bytes code = q6_k_code<K>(block, sub);
-        for (int t = 0; t < T; ++t) {
-          wide_add(dot[t], code, quad(at.x[0][0] + 4 * (K * Width + t)));
-        }
-      });
+      Ints dot[T];
+      if constexpr (kPairedRows && T > 1) {
+        pair_sums_q6_k<T, Width>(block, sub, at.x[0][0], dot);
+      } else {
+        q6_k_sums<T, Width>(block, sub, at.x[0][0], dot);
+      }
       for (int t = 0; t < T; ++t) {
         const int sum = a.sums16[int64_t{t0 + t} * (n / 16) + column / 16];
-        const Ints part = i_sub(wide_sum(dot[t]), i_set(32 * sum));
-        s[t] = i_add(s[t], i_mul(scale, part));
+        s[t] = i_add(s[t], i_mul(scale, i_sub(dot[t], i_set(32 * sum))));
       }
     }
     const Floats d_w = f_halves(block + 3328);
