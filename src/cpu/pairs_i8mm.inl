@@ -103,25 +103,54 @@ BANTAM_INLINE void pair_words(const std::byte* words, const int8_t* x, int at, P
   }
 }
 
-// s[t] = sums of T rows over an activation block that starts at `offset` of the panels.
-template <class F, int Block, int T, int Width, int Planes>
-BANTAM_INLINE void pair_sums(const ActRows& a, const std::byte* words, int64_t offset, Ints* s) {
-  for (int at = 0; at < 4; at += PairSums<T>::V) {
+// product_tile for the rows of vectors [At, At + V): the sums of 8 rows and 8 tokens go from the
+// registers they were made in to y.
+template <class F, int Block, int T, int Width, int Planes, int At>
+BANTAM_INLINE void pair_part(const MatmulArgs& args, int group, int t0, Floats* y) {
+  const ActRows& a = args.a;
+  const int n = args.w->cols;
+  const std::byte* base = args.w->data + group * (int64_t{n} / F::values * F::block_bytes);
+  const int64_t first = act_offset(a.n_rows, n, t0, 0);
+  for (int t = 0; t < T; ++t) y[t] = f_zero();
+  for (int c = 0, index = 0; c < n; c += Block, ++index) {
+    const std::byte* block = base + int64_t{c} / F::values * F::block_bytes;
+    const std::byte* words = block + c % F::values / (4 * F::quads_per_word) * 64;
+    const int64_t offset = first + int64_t{c} * Width;
     PairSums<T> sums;
-    pair_words<F, Block, T, Width>(words, a.q + offset, at, sums);
+    pair_words<F, Block, T, Width>(words, a.q + offset, At, sums);
     if constexpr (Planes == 2) {
       sums.shift_left_8();
-      pair_words<F, Block, T, Width>(words, a.low + offset, at, sums);
+      pair_words<F, Block, T, Width>(words, a.low + offset, At, sums);
     }
-    sums.store(at, s);
+    Ints s[T];
+    for (int t = 0; t < T; ++t) s[t] = i_zero();  // the other vectors' results are dropped
+    sums.store(At, s);
+    constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
+    end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
+}
+
+template <class F, int Block, int T, int Width, int Planes>
+inline void pair_tile(const MatmulArgs& args, int group, int t0) {
+  constexpr int V = PairSums<T>::V;
+  Floats y[T];
+  unrolled<4 / V>([&](auto part) __attribute__((always_inline)) {
+    constexpr int At = decltype(part)::value * V;
+    Floats half[T];
+    pair_part<F, Block, T, Width, Planes, At>(args, group, t0, half);
+    for (int t = 0; t < T; ++t) {
+      for (int i = At; i < At + V; ++i) y[t].v[i] = half[t].v[i];
+    }
+  });
+  for (int t = 0; t < T; ++t) store_rows(args, group, t0 + t, y[t]);
 }
 
 // s[t] = sums of T rows over sub-block `sub` (16 columns) of a q6_k block.
 template <int T, int Width>
 BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t* x, Ints* s) {
   constexpr int V = PairSums<T>::V;
-  for (int at = 0; at < 4; at += V) {
+  unrolled<4 / V>([&](auto part) __attribute__((always_inline)) {
+    constexpr int at = decltype(part)::value * V;
     PairSums<T> sums;
     int8x16_t rows[2 * V];
     pair_codes<V>(q6_k_code<0>(block, sub), q6_k_code<1>(block, sub), at, rows);
@@ -129,7 +158,7 @@ BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t*
     pair_codes<V>(q6_k_code<2>(block, sub), q6_k_code<3>(block, sub), at, rows);
     sums.template add<Width>(rows, x + 8 * Width);
     sums.store(at, s);
-  }
+  });
 }
 
 }  // namespace

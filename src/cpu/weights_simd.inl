@@ -166,48 +166,12 @@ struct TilePointers {
   }
 };
 
-// s[t] = sums of T rows over the activation block whose panels start at `offset`.
-template <class F, int Block, int T, int Width, int Planes>
-BANTAM_INLINE void lane_sums(const ActRows& a, const std::byte* words, int64_t offset, Ints* s) {
-  constexpr int Q = F::quads_per_word, W = Block / (4 * Q), R = T * Planes;
-  constexpr int C = T == 1 ? (kChains + Planes - 1) / Planes : 1;
-  typename F::Acc dot[R][C] = {};
-  for (int w = 0; w < W; ++w) {
-    const Bytes word = b_load(words + 64 * w);
-    if constexpr (T == 1) __builtin_prefetch(words + 64 * w + kPrefetchBytes);
-    const TilePointers<(T + Width - 1) / Width, Planes> at(a, offset + int64_t{4 * w * Q} * Width);
-    unrolled<Q>([&](auto k) __attribute__((always_inline)) {
-      constexpr int K = decltype(k)::value;
-      const Bytes code = F::template code<K>(word);
-      unrolled<R>([&](auto row) __attribute__((always_inline)) {
-        constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
-        const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
-        F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
-      });
-    });
-  }
-  unrolled<T>([&](auto row) __attribute__((always_inline)) {
-    constexpr int t = decltype(row)::value;
-    Ints part[Planes];
-    for (int p = 0; p < Planes; ++p) {
-      part[p] = F::sum(dot[p * T + t][0]);
-      for (int i = 1; i < C; ++i) part[p] = i_add(part[p], F::sum(dot[p * T + t][i]));
-    }
-    s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
-  });
-}
-
-// The same by 2 x 2 matrix products, and for a q6_k sub-block of 16 columns: pairs_i8mm.inl.
-template <class F, int Block, int T, int Width, int Planes>
-BANTAM_INLINE void pair_sums(const ActRows& a, const std::byte* words, int64_t offset, Ints* s);
-template <int T, int Width>
-BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t* x, Ints* s);
-
 // One group of 16 rows times T rows of activations of Planes int8 planes, in panels of Width rows;
 // activation blocks of Block.
 template <class F, int Block, int T, int Width, int Planes>
 inline void product_tile(const MatmulArgs& args, int group, int t0) {
-  constexpr int Q = F::quads_per_word;
+  constexpr int Q = F::quads_per_word, W = Block / (4 * Q), R = T * Planes;
+  constexpr int C = T == 1 ? (kChains + Planes - 1) / Planes : 1;
   const ActRows& a = args.a;
   const int n = args.w->cols;
   const std::byte* base = args.w->data + group * (int64_t{n} / F::values * F::block_bytes);
@@ -217,18 +181,44 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
   for (int c = 0, index = 0; c < n; c += Block, ++index) {
     const std::byte* block = base + int64_t{c} / F::values * F::block_bytes;
     const std::byte* words = block + c % F::values / (4 * Q) * 64;
-    const int64_t offset = first + int64_t{c} * Width;
-    Ints s[T];
-    if constexpr (kPairedRows && T > 1) {
-      pair_sums<F, Block, T, Width, Planes>(a, words, offset, s);
-    } else {
-      lane_sums<F, Block, T, Width, Planes>(a, words, offset, s);
+    typename F::Acc dot[R][C] = {};
+    for (int w = 0; w < W; ++w) {
+      const Bytes word = b_load(words + 64 * w);
+      if constexpr (T == 1) __builtin_prefetch(words + 64 * w + kPrefetchBytes);
+      const TilePointers<(T + Width - 1) / Width, Planes> at(
+          a, first + int64_t{c + 4 * w * Q} * Width);
+      unrolled<Q>([&](auto k) __attribute__((always_inline)) {
+        constexpr int K = decltype(k)::value;
+        const Bytes code = F::template code<K>(word);
+        unrolled<R>([&](auto row) __attribute__((always_inline)) {
+          constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
+          const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
+          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
+        });
+      });
     }
+    Ints s[T];
+    unrolled<T>([&](auto row) __attribute__((always_inline)) {
+      constexpr int t = decltype(row)::value;
+      Ints part[Planes];
+      for (int p = 0; p < Planes; ++p) {
+        part[p] = F::sum(dot[p * T + t][0]);
+        for (int i = 1; i < C; ++i) part[p] = i_add(part[p], F::sum(dot[p * T + t][i]));
+      }
+      s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
+    });
     constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
     end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
   for (int t = 0; t < T; ++t) store_rows(args, group, t0 + t, y[t]);
 }
+
+// The same by 2 x 2 matrix products, and T rows times a q6_k sub-block of 16 columns:
+// pairs_i8mm.inl.
+template <class F, int Block, int T, int Width, int Planes>
+inline void pair_tile(const MatmulArgs& args, int group, int t0);
+template <int T, int Width>
+BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t* x, Ints* s);
 
 // One panel of Width rows.
 template <class F, int Block, int Width, int Planes>
@@ -236,7 +226,11 @@ inline void product_panel(const MatmulArgs& args, int group, int t0) {
   constexpr int most = kPairedRows ? F::tile : F::tile / Planes;
   constexpr int T = Width < most ? Width : most;
   for (int t = t0; t < t0 + Width; t += T) {
-    product_tile<F, Block, T, Width, Planes>(args, group, t);
+    if constexpr (kPairedRows && T > 1) {
+      pair_tile<F, Block, T, Width, Planes>(args, group, t);
+    } else {
+      product_tile<F, Block, T, Width, Planes>(args, group, t);
+    }
   }
 }
 
