@@ -17,6 +17,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   else()
     set(dotprod "-march=armv8.2-a+dotprod")
   endif()
+  set(i8mm "${dotprod}+i8mm")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_dotprod.cc PROPERTIES
     COMPILE_OPTIONS "${dotprod};-O3")
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_i8mm.cc PROPERTIES
+    COMPILE_OPTIONS "${i8mm};-O3")
 endif()

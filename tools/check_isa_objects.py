@@ -10,7 +10,7 @@ for path in objects:
     symbols = [re.match(r"[0-9a-f]* ?(\w) (.*)", line.strip()).groups() for line in lines]
     external = [name for kind, name in symbols if kind in "TDBRGS"]
     weak = [name for kind, name in symbols if kind in "VWvwu"]
-    if not symbols and re.search(r"isa_(neon|dotprod)\.cc", path):
+    if not symbols and re.search(r"isa_(neon|dotprod|i8mm)\.cc", path):
         continue  # of the other processor family: nothing is compiled here
     fine = len(external) == 1 and re.match(r"bantam::fill_\w+\(bantam::Kernels&\)$", external[0]) and not weak
     if not fine:

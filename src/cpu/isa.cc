@@ -21,6 +21,8 @@ bool scalar_supported() { return true; }
 bool neon_supported() { return true; }
 // HWCAP_ASIMDDP of the kernel's interface.
 bool dotprod_supported() { return (::getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+// HWCAP2_I8MM; kernels before 5.6 do not tell.
+bool i8mm_supported() { return dotprod_supported() && (::getauxval(AT_HWCAP2) & 1ul << 13) != 0; }
 #endif
 
 #if defined(__x86_64__)

@@ -5,6 +5,9 @@
 #include "cpu/pack.inl"
 #include "cpu/rows_simd.inl"
 #include "cpu/weights_simd.inl"
+#if defined(BANTAM_I8MM)
+#include "cpu/pairs_i8mm.inl"
+#endif
 
 namespace bantam {
 namespace {

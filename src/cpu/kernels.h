@@ -191,6 +191,7 @@ void fill_scalar(Kernels& table);
 #if defined(__aarch64__)
 void fill_neon(Kernels& table);
 void fill_dotprod(Kernels& table);
+void fill_i8mm(Kernels& table);
 #endif
 #if defined(__x86_64__)
 void fill_scalar_fma(Kernels& table);

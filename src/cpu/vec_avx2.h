@@ -34,6 +34,7 @@ constexpr int kTileTokens = 4;
 constexpr int kTileTokensSmall = 4;
 constexpr int kTileTokensWide = 4;
 constexpr int kChains = 2;
+constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 constexpr int kPrefetchBytes = 2048;
@@ -155,6 +156,13 @@ BANTAM_INLINE Ints i_shift_right(Ints a) {
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}};
 }
+// float(Mult * dot - Bias * *sum), whose magnitude is at most Most.
+template <int Mult, int Bias, int Most>
+BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
+  if constexpr (Mult == 2) dot = i_add(dot, dot);
+  if constexpr (Bias != 0) dot = i_sub(dot, i_set(Bias * *sum));
+  return f_from_ints(dot);
+}
 BANTAM_INLINE Ints i_round(Floats x) {
   return {{_mm256_cvtps_epi32(x.v[0]), _mm256_cvtps_epi32(x.v[1])}};
 }
@@ -236,6 +244,11 @@ BANTAM_INLINE Quad quad(const void* four) {
   __builtin_memcpy(&x, four, 4);
   return _mm256_set1_epi32(x);
 }
+// Quad number I of Together that lie side by side, as a factor of the products of weights.
+template <int I, int Together>
+BANTAM_INLINE Quad quad_of(const int8_t* first) {
+  return quad(first + 4 * I);
+}
 BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
   const Bytes x = b_load(halves);
   const __m256i packed =
@@ -245,6 +258,7 @@ BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
 
 // ---- products
 
+constexpr int kBitMult = 2;  // of bit_sum, for values of -1 and 1
 template <int K>
 BANTAM_INLINE Bytes bit_code(Bytes word) {
   // Bit K % 4 of every nibble value, by lookup: one instruction for each plane after the nibble.

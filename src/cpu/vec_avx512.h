@@ -34,6 +34,8 @@ typedef __mmask16 Mask;
 constexpr int kTileTokens = 24;
 constexpr int kTileTokensSmall = 24;
 constexpr int kTileTokensWide = 24;
+// Whether several rows take the 2 x 2 matrix products of pairs_i8mm.inl.
+constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
 // Vectors of float keys and of float channels that are summed at a time.
@@ -112,6 +114,13 @@ BANTAM_INLINE Ints i_shift_right(Ints a) {  // arithmetic
   return _mm512_srai_epi32(a, N);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) { return _mm512_cvtepi32_ps(a); }
+// float(Mult * dot - Bias * *sum), whose magnitude is at most Most.
+template <int Mult, int Bias, int Most>
+BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
+  if constexpr (Mult == 2) dot = i_add(dot, dot);
+  if constexpr (Bias != 0) dot = i_sub(dot, i_set(Bias * *sum));
+  return f_from_ints(dot);
+}
 BANTAM_INLINE Ints i_round(Floats x) { return _mm512_cvtps_epi32(x); }
 BANTAM_INLINE int32_t i_total(Ints a) { return _mm512_reduce_add_epi32(a); }
 BANTAM_INLINE int32_t i_largest(Ints a) { return _mm512_reduce_max_epi32(a); }
@@ -157,6 +166,11 @@ BANTAM_INLINE Quad quad(const void* four) {
   __builtin_memcpy(&x, four, 4);
   return _mm512_set1_epi32(x);
 }
+// Quad number I of Together that lie side by side, as a factor of the products of weights.
+template <int I, int Together>
+BANTAM_INLINE Quad quad_of(const int8_t* first) {
+  return quad(first + 4 * I);
+}
 // 0 or -1 for each of 32 fp16: its sign.
 BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
   const __mmask32 negative = _mm512_movepi16_mask(_mm512_loadu_si512(halves));
@@ -171,6 +185,7 @@ struct BitAcc {
 typedef BitAcc SmallAcc;
 typedef BitAcc WideAcc;
 typedef BitAcc ValueAcc;
+constexpr int kBitMult = 2;  // of bit_sum, for values of -1 and 1
 constexpr int kWideBias = 128;
 constexpr bool kValueCorrection = false;
 BANTAM_INLINE Ints value_correction(const Bytes*, int) { return _mm512_setzero_si512(); }

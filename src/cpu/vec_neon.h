@@ -34,9 +34,18 @@ struct Mask {
   uint32x4_t v[4];
 };
 
-constexpr int kTileTokens = 4;
-constexpr int kTileTokensSmall = 2;
-constexpr int kTileTokensWide = 2;
+#if defined(BANTAM_DOTPROD)
+constexpr bool kSdot = true;
+#else
+constexpr bool kSdot = false;
+#endif
+#if defined(BANTAM_I8MM)
+constexpr int kTileTokens = 8, kTileTokensSmall = 8, kTileTokensWide = 8;
+constexpr bool kPairedRows = true;
+#else
+constexpr int kTileTokens = 4, kTileTokensSmall = kSdot ? 4 : 2, kTileTokensWide = kSdot ? 4 : 2;
+constexpr bool kPairedRows = false;
+#endif
 constexpr int kChains = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
@@ -183,6 +192,18 @@ BANTAM_INLINE Floats f_from_ints(Ints a) {
   BANTAM_FOUR(out.v[i] = vcvtq_f32_s32(a.v[i]));
   return out;
 }
+// float(Mult * dot - Bias * *sum), whose magnitude is at most Most. Below 2^22 a number added to
+// the bits of 1.5 * 2^23 is that float plus the number, and one exact subtraction leaves it alone;
+// SCVTF takes one of the two pipes twice (A76).
+template <int Mult, int Bias, int Most>
+BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
+  constexpr int32_t base = kSdot && Most < 1 << 22 ? 0x4b400000 : 0;
+  const Ints least = i_set(Bias == 0 ? base : base - Bias * *sum);
+  if constexpr (Mult != 1) dot = i_add(dot, dot);
+  dot = Mult < 0 ? i_sub(least, dot) : i_add(least, dot);
+  if constexpr (base == 0) return f_from_ints(dot);
+  return f_sub(f_from_bits(dot), f_set(12582912.0f));
+}
 BANTAM_INLINE Ints i_round(Floats x) {
   Ints out;
   BANTAM_FOUR(out.v[i] = vcvtnq_s32_f32(x.v[i]));
@@ -280,12 +301,36 @@ BANTAM_INLINE Bytes bit_code(Bytes word) {
   }
   return word;
 }
+// Bit K in the first and bit K + 1 in the second four bytes of a half.
+template <int K>
+BANTAM_INLINE int8x16_t bit_pair(int8x16_t word) {
+  const uint32x4_t low = vdupq_n_u32(0x01010101u << K), high = vdupq_n_u32(0x02020202u << K);
+  const int8x16_t pick = vreinterpretq_s8_u32(vzip1q_u32(low, high));
+  int8x16_t out;
+  asm("cmtst %0.16b, %1.16b, %2.16b" : "=w"(out) : "w"(word), "w"(pick));
+  return out;
+}
 BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
 BANTAM_INLINE Quad weight_quad(const uint8_t* four) {
   return veorq_s8(quad(four), vdupq_n_s8(-128));
 }
 
 #if defined(BANTAM_DOTPROD)
+constexpr int kBitMult = -2;  // of bit_sum, for values of -1 and 1
+// One lane of four quads: SDOT by element, where LD1R would take a vector pipe for each quad.
+template <int Lane>
+struct LaneQuad {
+  int8x16_t four;
+};
+// Quad number I of Together that lie side by side, as a factor of the products of weights.
+template <int I, int Together>
+BANTAM_INLINE auto quad_of(const int8_t* first) {
+  if constexpr (Together % 4 == 0) {
+    return LaneQuad<I % 4>{load_16(first + I / 4 * 16)};
+  } else {
+    return quad(first + 4 * I);
+  }
+}
 struct WideAcc {
   int32x4_t v[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
 };
@@ -295,18 +340,30 @@ typedef WideAcc ValueAcc;
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
   BANTAM_FOUR(acc.v[i] = vdotq_s32(acc.v[i], code.v[i], x));
 }
+template <int Lane>
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, LaneQuad<Lane> x) {
+  BANTAM_FOUR(acc.v[i] = vdotq_laneq_s32(acc.v[i], code.v[i], x.four, Lane));
+}
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) {
   return {{acc.v[0], acc.v[1], acc.v[2], acc.v[3]}};
 }
-BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
-BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
-  Ints out;
-  BANTAM_FOUR(out.v[i] = vnegq_s32(acc.v[i]));
-  return out;
+template <class X>
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, X x) {
+  wide_add(acc, code, x);
 }
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return wide_sum(acc); }
+template <class X>
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, X x) {
+  wide_add(acc, code, x);
+}
 BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return wide_sum(acc); }
 #else
+constexpr int kBitMult = 2;
+// Quad number I of Together that lie side by side, as a factor of the products of weights.
+template <int I, int Together>
+BANTAM_INLINE Quad quad_of(const int8_t* first) {
+  return quad(first + 4 * I);
+}
 // Pairs of columns in 16 bits: up to 2 * 128 for each quad.
 struct BitAcc {
   int16x8_t v[4] = {vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)};

@@ -23,23 +23,27 @@ BANTAM_INLINE void unrolled(Body&& body) {
   }
 }
 
-// ---- formats. Sum of value * x = mult * (sum of code * x) - bias * (sum of x).
+// ---- formats. Sum of value * x = mult * (sum of code * x) - bias * (sum of x); |value| <=
+// largest.
 
 template <class Accumulator, int Bits, int Values>
 struct SimdLowBits {
-  static constexpr int values = Values, quads_per_word = 8 / Bits;
+  static constexpr int bits = Bits, values = Values, quads_per_word = 8 / Bits;
   static constexpr int scales = 2 * Values * Bits, block_bytes = scales + 32;
   static constexpr bool minimum = false, sub_scales = false;
   typedef Accumulator Acc;
 };
 
 struct SimdQ1_0 : SimdLowBits<BitAcc, 1, 128> {
-  static constexpr int mult = 2, bias = 1, tile = kTileTokens;
+  static constexpr int mult = kBitMult, bias = 1, largest = 1, tile = kTileTokens;
   template <int K>
   static BANTAM_INLINE Bytes code(Bytes word) {
     return bit_code<K>(word);
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    bit_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return bit_sum(acc); }
 };
 
@@ -47,11 +51,15 @@ template <int Bits, int Values, int Bias>
 struct SimdSmall : SimdLowBits<SmallAcc, Bits, Values> {
   typedef SmallAcc Acc;
   static constexpr int mult = 1, bias = Bias, tile = kTileTokensSmall;
+  static constexpr int largest = Bias < (1 << Bits) - Bias ? (1 << Bits) - 1 - Bias : Bias;
   template <int K>
   static BANTAM_INLINE Bytes code(Bytes word) {
     return b_field<Bits, K>(word);
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { small_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    small_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return small_sum(acc); }
 };
 struct SimdQ4_0 : SimdSmall<4, 32, 8> {};
@@ -66,8 +74,8 @@ struct SimdQ4_K : SimdSmall<4, 256, 0> {
 };
 
 struct SimdQ8_0 {
-  static constexpr int values = 32, quads_per_word = 1, scales = 512, block_bytes = 544;
-  static constexpr int mult = 1, bias = kWideBias, tile = kTileTokensWide;
+  static constexpr int bits = 8, values = 32, quads_per_word = 1, scales = 512, block_bytes = 544;
+  static constexpr int mult = 1, bias = kWideBias, largest = 128, tile = kTileTokensWide;
   static constexpr bool minimum = false, sub_scales = false;
   typedef WideAcc Acc;
   // Packed as code + 128; wide_code wants the signed code.
@@ -76,7 +84,10 @@ struct SimdQ8_0 {
     if constexpr (kWideBias == 128) return word;
     return wide_code(b_sub(word, b_set(0x80)));
   }
-  static BANTAM_INLINE void add(Acc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    wide_add(acc, code, x);
+  }
   static BANTAM_INLINE Ints sum(const Acc& acc) { return wide_sum(acc); }
 };
 
@@ -103,8 +114,9 @@ BANTAM_INLINE Ints q4_k_lanes(const std::byte* block, int sub, int which) {
   return i_add(a, i_shift_left<4>(b));
 }
 
-// What the end of an activation block needs, for T rows. y = [T] running sums.
-template <class F, int T>
+// What the end of an activation block needs, for T rows. y = [T] running sums; no sum of products
+// is above Most.
+template <class F, int T, int Most>
 BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, int index, int sub,
                              const Ints* s, Floats* y) {
   const int64_t n_blocks = a.n_cols / a.block;
@@ -121,11 +133,13 @@ BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, i
     constexpr int t = decltype(row)::value;
     const int64_t at = (t0 + t) * n_blocks + index;
     const Floats d_a = f_set(a.d[at]);
-    Ints dot = s[t];
-    if constexpr (F::mult == 2) dot = i_add(dot, dot);
-    if constexpr (F::bias != 0) dot = i_sub(dot, i_set(F::bias * a.sums[at]));
-    if constexpr (F::sub_scales) dot = i_mul(dot, sub_d);
-    y[t] = f_fma(f_from_ints(dot), f_mul(d_w, d_a), y[t]);
+    if constexpr (F::sub_scales) {
+      const Ints dot = i_mul(s[t], sub_d);
+      y[t] = f_fma(f_from_ints(dot), f_mul(d_w, d_a), y[t]);
+    } else {
+      const Floats dot = f_of_dot<F::mult, F::bias, Most>(s[t], a.sums + at);
+      y[t] = f_fma(dot, f_mul(d_w, d_a), y[t]);
+    }
     if constexpr (F::sub_scales) {
       y[t] = f_fma(f_from_ints(i_mul(sub_m, i_set(a.sums[at]))), f_mul(m_w, d_a), y[t]);
     } else if constexpr (F::minimum) {
@@ -178,8 +192,8 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
         const Bytes code = F::template code<K>(word);
         unrolled<R>([&](auto row) __attribute__((always_inline)) {
           constexpr int p = decltype(row)::value / T, t = decltype(row)::value % T;
-          const int8_t* x = at.x[p][t / Width] + 4 * (K * Width + t % Width);
-          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, quad(x));
+          const auto x = quad_of<K * Width + t % Width, Q * Width>(at.x[p][t / Width]);
+          F::add(dot[p * T + t][(Q == 1 ? w : K) % C], code, x);
         });
       });
     }
@@ -193,17 +207,30 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
       }
       s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
     });
-    end_block<F, T>(a, block, t0, index, c % F::values / Block, s, y);
+    constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
+    end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
   for (int t = 0; t < T; ++t) store_rows(args, group, t0 + t, y[t]);
 }
 
+// The same by 2 x 2 matrix products, and T rows times a q6_k sub-block of 16 columns:
+// pairs_i8mm.inl.
+template <class F, int Block, int T, int Width, int Planes>
+inline void pair_tile(const MatmulArgs& args, int group, int t0);
+template <int T, int Width>
+BANTAM_INLINE void pair_sums_q6_k(const std::byte* block, int sub, const int8_t* x, Ints* s);
+
 // One panel of Width rows.
 template <class F, int Block, int Width, int Planes>
 inline void product_panel(const MatmulArgs& args, int group, int t0) {
-  constexpr int most = F::tile / Planes, T = Width < most ? Width : most;
+  constexpr int most = kPairedRows ? F::tile : F::tile / Planes;
+  constexpr int T = Width < most ? Width : most;
   for (int t = t0; t < t0 + Width; t += T) {
-    product_tile<F, Block, T, Width, Planes>(args, group, t);
+    if constexpr (kPairedRows && T > 1) {
+      pair_tile<F, Block, T, Width, Planes>(args, group, t);
+    } else {
+      product_tile<F, Block, T, Width, Planes>(args, group, t);
+    }
   }
 }
 
@@ -259,6 +286,20 @@ BANTAM_INLINE Bytes q6_k_code(const std::byte* block, int sub) {
 }
 
 template <int T, int Width>
+BANTAM_INLINE void q6_k_sums(const std::byte* block, int sub, const int8_t* x, Ints* s) {
+  WideAcc dot[T] = {};
+  unrolled<4>([&](auto k) __attribute__((always_inline)) {
+    constexpr int K = decltype(k)::value;
+    const Bytes code = q6_k_code<K>(block, sub);
+    unrolled<T>([&](auto row) __attribute__((always_inline)) {
+      constexpr int t = decltype(row)::value;
+      wide_add(dot[t], code, quad_of<K * Width + t, 4 * Width>(x));
+    });
+  });
+  for (int t = 0; t < T; ++t) s[t] = wide_sum(dot[t]);
+}
+
+template <int T, int Width>
 inline void q6_k_tile(const MatmulArgs& args, int group, int t0) {
   const int n = args.w->cols;
   const std::byte* base = args.w->data + group * (int64_t{n} / 256 * 3360);
@@ -273,19 +314,16 @@ inline void q6_k_tile(const MatmulArgs& args, int group, int t0) {
     for (int sub = c % 256 / 16; sub < c % 256 / 16 + 2; ++sub) {
       const Ints scale = i_load_bytes(block + 3072 + sub * 16);
       const int column = c / 256 * 256 + sub * 16;  // of the row
-      WideAcc dot[T] = {};
       const TilePointers<1, 1> at(a, first + int64_t{column} * Width);
-      unrolled<4>([&](auto k) __attribute__((always_inline)) {
-        constexpr int K = decltype(k)::value;
-        const Bytes code = q6_k_code<K>(block, sub);
-        for (int t = 0; t < T; ++t) {
-          wide_add(dot[t], code, quad(at.x[0][0] + 4 * (K * Width + t)));
-        }
-      });
+      Ints dot[T];
+      if constexpr (kPairedRows && T > 1) {
+        pair_sums_q6_k<T, Width>(block, sub, at.x[0][0], dot);
+      } else {
+        q6_k_sums<T, Width>(block, sub, at.x[0][0], dot);
+      }
       for (int t = 0; t < T; ++t) {
         const int sum = a.sums16[int64_t{t0 + t} * (n / 16) + column / 16];
-        const Ints part = i_sub(wide_sum(dot[t]), i_set(32 * sum));
-        s[t] = i_add(s[t], i_mul(scale, part));
+        s[t] = i_add(s[t], i_mul(scale, i_sub(dot[t], i_set(32 * sum))));
       }
     }
     const Floats d_w = f_halves(block + 3328);
