@@ -203,10 +203,10 @@ struct TablePass {
   bool cold;       // the weights of this pass come from memory
 };
 
-// Columns [c, c + n) of a group; y[T][16] in and out. `ahead`: where the next columns lie.
+// Columns [c, c + n) of a group; y[T][16] in and out. `next`: where the columns after these lie.
 template <int T, int Block, int Planes>
 inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int n, float* y,
-                          const std::byte* ahead) {
+                          const std::byte* next) {
   const ActRows& a = args.a;
   const int64_t stride = table_bytes(a.n_cols, Planes), d_stride = a.n_cols / Block;
   TableTile at{a.tables + t0 * stride + table_bytes(c, Planes), stride,
@@ -215,7 +215,7 @@ inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int 
   Floats sum[T];
   for (int t = 0; t < T; ++t) sum[t] = f_load(y + 16 * t);
   for (int i = 0; i < n; i += 128) {
-    if (ahead != nullptr) request(ahead + i / 128 * 288);
+    if (next != nullptr) request(next + i / 128 * 288);
     table_block<T, Block, Planes>(block, at, sum);
     block += 288;
     at.tables += 512 * Planes;
@@ -238,10 +238,10 @@ inline void table_rows(const MatmulArgs& args, const TablePass& pass) {
       // Two steps ahead: after the last groups the next columns of the first ones.
       const bool wraps = g + 2 >= pass.end;
       const int64_t then = wraps ? pass.begin + (g + 2 - pass.end) : g + 2;
-      const std::byte* ahead =
+      const std::byte* next =
           args.w->data + then * group_bytes + (wraps ? c + step : c) / 128 * 288;
       table_columns<T, Block, Planes>(args, g, pass.t0, c, columns, y[g - pass.begin][0],
-                                      pass.cold ? ahead : nullptr);
+                                      pass.cold ? next : nullptr);
     }
   }
   for (int g = pass.begin; g < pass.end; ++g) {
@@ -259,6 +259,7 @@ inline void table_row_alone(const MatmulArgs& args) {
     TableTile at{a.tables, 0, a.d, 0};
     Floats y = f_zero();
     for (int b = 0; b < n_blocks; ++b) {
+      if (ahead.table_bytes > 0) request(block + ahead.table_bytes);
       table_block<1, Block, Planes>(block, at, &y);
       block += 288;
       at.tables += 512 * Planes;
@@ -300,7 +301,9 @@ void matmul_q1_0_avx512(const MatmulArgs& args) {
 void fill_tables_avx512(Kernels& table) {
   WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
   q1_0.matmul = matmul_q1_0_avx512;
-  q1_0.table_rows = __builtin_cpu_is("amd") ? 1 << 20 : 1;
+  const bool amd = __builtin_cpu_is("amd") != 0;
+  q1_0.table_rows = amd ? 1 << 20 : 1;
+  if (amd) ahead = {2048, 0};
   table.build_tables = build_tables_avx512;
 }
 

@@ -37,7 +37,7 @@ constexpr int kChains = 2;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
-constexpr int kPrefetchBytes = 2048;
+BANTAM_INLINE int prefetch_bytes() { return 2048; }
 constexpr int kPrefetchLevel = 2;
 
 // ---- floats

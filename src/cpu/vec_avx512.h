@@ -41,11 +41,16 @@ constexpr int kChains = 4;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
 constexpr int kFloatChannels = 8;
-// How far ahead of a single row the next bytes of the packed stream are asked for (1.7B tg64, Xeon:
-// 1, 2, 4, 8, 16 KiB gave 56, 62, 71, 74, 73 tok/s), and into which cache: 2 is L2. Asking for L1
-// halves the speed of a Zen 4 (q1_0, 2 threads: 30 GB/s, L2 50, no request 52).
-constexpr int kPrefetchBytes = 8192;
+// How far ahead of a single row the next bytes of the packed stream are asked for, and into which
+// cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
+// 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
+struct Ahead {
+  int bytes = 8192;
+  int table_bytes = 8192;  // of products by tables; 0: none
+};
+Ahead ahead;  // set once, by fill_avx512
 constexpr int kPrefetchLevel = 2;
+BANTAM_INLINE int prefetch_bytes() { return ahead.bytes; }
 
 // ---- floats
 

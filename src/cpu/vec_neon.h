@@ -49,7 +49,7 @@ constexpr bool kPairedRows = false;
 constexpr int kChains = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
-constexpr int kPrefetchBytes = 1024;
+BANTAM_INLINE int prefetch_bytes() { return 1024; }
 constexpr int kPrefetchLevel = 3;
 
 // ---- floats

@@ -184,7 +184,8 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
     typename F::Acc dot[R][C] = {};
     for (int w = 0; w < W; ++w) {
       const Bytes word = b_load(words + 64 * w);
-      if constexpr (T == 1) __builtin_prefetch(words + 64 * w + kPrefetchBytes, 0, kPrefetchLevel);
+      if constexpr (T == 1)
+        __builtin_prefetch(words + 64 * w + prefetch_bytes(), 0, kPrefetchLevel);
       const TilePointers<(T + Width - 1) / Width, Planes> at(
           a, first + int64_t{c + 4 * w * Q} * Width);
       unrolled<Q>([&](auto k) __attribute__((always_inline)) {
