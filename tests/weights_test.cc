@@ -161,8 +161,7 @@ void round_row(Activations& a, int n_rows, int cols, int block, bool wide, int t
   if (wide) {
     scalar().quantize16(a.x.get() + row, cols, block, high.get(), low.get(), d, sums);
   } else {
-    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums,
-                      a.sums16.get() + row / 16);
+    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums, a.sums16.get() + row / 16);
   }
   for (int c = 0; c < cols; ++c) {
     a.q[act_offset(n_rows, cols, t, c)] = high[c];
@@ -194,8 +193,8 @@ Activations make_activations(int n_rows, int cols, int block, bool wide, Random&
     }
   }
   for (int t = 0; t < n_rows; ++t) round_row(a, n_rows, cols, block, wide, t);
-  a.rows = {n_rows,         cols,           block, a.q.get(), a.d.get(), a.sums.get(),
-            a.sums16.get(), wide ? a.low.get() : nullptr};
+  a.rows = {n_rows,    cols,         block,          a.q.get(),
+            a.d.get(), a.sums.get(), a.sums16.get(), wide ? a.low.get() : nullptr};
   return a;
 }
 
@@ -290,8 +289,7 @@ void check_same(const Output& a, const Output& b) {
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
                                   << " n_rows " << c.n_rows << " act " << c.act_block
-                                  << (c.wide ? " i16" : "") << " add "
-                                  << c.add);
+                                  << (c.wide ? " i16" : "") << " add " << c.add);
   Random random(seed);
   const Matrix m = make_matrix(c.type, c.rows, c.cols, random);
   const Activations a = make_activations(c.n_rows, c.cols, c.act_block, c.wide, random);
@@ -678,6 +676,19 @@ TEST(Rows, RmsNormIsTheSameBitsAndClose) {
   }
   EXPECT_EQ(static_cast<size_t>(executed), 300 * supported_isas().size());
   std::printf("rms_norm: %d rows\n", executed);
+}
+
+// The slot that bench measures with: never null, and its count grows with its work.
+TEST(DotRate, EveryIsaCountsItsSteps) {
+  for (const Isa* isa : supported_isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    ASSERT_NE(kernels.dot_rate, nullptr) << isa->name;
+    EXPECT_GT(isa->nominal_macs, 0) << isa->name;
+    EXPECT_EQ(kernels.dot_rate(0), 0) << isa->name;
+    const int64_t one = kernels.dot_rate(1);
+    EXPECT_GE(one, 8) << isa->name;
+    EXPECT_EQ(kernels.dot_rate(1000), 1000 * one) << isa->name;
+  }
 }
 
 }  // namespace
