@@ -161,7 +161,8 @@ void round_row(Activations& a, int n_rows, int cols, int block, bool wide, int t
   if (wide) {
     scalar().quantize16(a.x.get() + row, cols, block, high.get(), low.get(), d, sums);
   } else {
-    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums, a.sums16.get() + row / 16);
+    scalar().quantize(a.x.get() + row, cols, block, high.get(), d, sums,
+                      a.sums16.get() + row / 16);
   }
   for (int c = 0; c < cols; ++c) {
     a.q[act_offset(n_rows, cols, t, c)] = high[c];
@@ -193,8 +194,8 @@ Activations make_activations(int n_rows, int cols, int block, bool wide, Random&
     }
   }
   for (int t = 0; t < n_rows; ++t) round_row(a, n_rows, cols, block, wide, t);
-  a.rows = {n_rows,    cols,         block,          a.q.get(),
-            a.d.get(), a.sums.get(), a.sums16.get(), wide ? a.low.get() : nullptr};
+  a.rows = {n_rows,         cols,           block, a.q.get(), a.d.get(), a.sums.get(),
+            a.sums16.get(), wide ? a.low.get() : nullptr};
   return a;
 }
 
@@ -289,7 +290,8 @@ void check_same(const Output& a, const Output& b) {
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
                                   << " n_rows " << c.n_rows << " act " << c.act_block
-                                  << (c.wide ? " i16" : "") << " add " << c.add);
+                                  << (c.wide ? " i16" : "") << " add "
+                                  << c.add);
   Random random(seed);
   const Matrix m = make_matrix(c.type, c.rows, c.cols, random);
   const Activations a = make_activations(c.n_rows, c.cols, c.act_block, c.wide, random);
