@@ -18,8 +18,9 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kReadBytes = 512ll << 20;
 constexpr int64_t kShareBytes = 2 << 20;
 constexpr double kReadSeconds = 0.7;
-constexpr double kDotSeconds = 0.02;  // of one round
-constexpr int kDotRounds = 6;
+// Short rounds: the best one falls between the turns of other programs.
+constexpr double kDotSeconds = 0.003;
+constexpr int kDotRounds = 50;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -134,9 +135,9 @@ double dot_rate(ThreadPool& pool, const Kernels& kernels) {
 // Cycles per second from a chain of dependent additions, one cycle each: of registers, for some
 // processors fold additions of constants while renaming (12 GHz seen where 3 was true).
 double clock_ghz() {
-  constexpr int64_t kSteps = 20'000'000;
+  constexpr int64_t kSteps = 4'000'000;
   double best = 0;
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 25; ++round) {
     uint64_t x = 1, step = 3;
     const auto start = Clock::now();
     for (int64_t i = 0; i < kSteps; i += 8) {
