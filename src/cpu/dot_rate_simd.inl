@@ -10,7 +10,7 @@ namespace {
 
 // All accumulators in registers beside the code and the quad, and more chains than the latency of
 // the dot instruction asks for.
-constexpr int kDotChains = sizeof(Quad) == 64 ? 24 : 6;
+constexpr int kDotChains = sizeof(Quad) == 64 ? 12 : 6;
 
 // The compiler takes x for a new value, so that it can neither share nor drop a product.
 BANTAM_INLINE void renew(Quad& x) {
