@@ -1,8 +1,9 @@
-// Speed of the weight kernels: for each instruction set and weight type GB/s of packed weights and
-// G weights/s with 1, 4 and 64 activation rows, on one thread and on all; for 64 rows also the
-// share of the int8 peak (2 x 64 multiply-adds x cores x measured clock). Usage: kernels_bench
-// [threads] [isa] [type] [activation rows] [decode MiB]
+// Speed of every slot of the kernel tables, instruction set by instruction set: the matrix products
+// of each weight type, activation rounding and number of rows; scores and weighted sums of each KV
+// type; the row functions. Medians, on all threads, beside the read bandwidth and the dot rate
+// measured in the same run. `kernels_bench --help` lists the flags.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -12,211 +13,433 @@
 #include <string>
 #include <vector>
 
+#include "base/limits.h"
 #include "base/thread_pool.h"
+#include "codec/kv_layout.h"
+#include "cpu/factory.h"
 #include "cpu/isa.h"
 
 namespace bantam {
 namespace {
+
+constexpr int kCols = 2048;
+constexpr int kHeadDim = 128;
+
+struct Options {
+  std::string isa, type;
+  int rows = 0;
+  int threads = 0;
+  int mib = 64;
+  double seconds = 0.1;
+};
 
 double now() {
   using Clock = std::chrono::steady_clock;
   return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
 }
 
-// GHz of a chain of dependent additions, one a cycle.
-double measured_clock() {
-  double best = 0;
-  for (int round = 0; round < 20; ++round) {
-    constexpr int kSteps = 4'000'000;
-    uint64_t x = 1;
-    const double start = now();
-    for (int i = 0; i < kSteps; i += 8) {
-#if defined(__x86_64__)
-      asm volatile(
-          "add $1, %0\n add $3, %0\n add $1, %0\n add $3, %0\n"
-          "add $1, %0\n add $3, %0\n add $1, %0\n add $3, %0\n"
-          : "+r"(x));
-#else
-      asm volatile(
-          "add %0, %0, #1\n add %0, %0, #3\n add %0, %0, #1\n add %0, %0, #3\n"
-          "add %0, %0, #1\n add %0, %0, #3\n add %0, %0, #1\n add %0, %0, #3\n"
-          : "+r"(x));
-#endif
-    }
-    best = std::max(best, kSteps / (now() - start) * 1e-9);
-  }
-  return best;
-}
-
-struct FreeAligned {
+// Zeroed, from a 64-byte boundary on.
+struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 template <class T>
-using Aligned = std::unique_ptr<T[], FreeAligned>;
-
+using Buffer = std::unique_ptr<T[], Free>;
 template <class T>
-Aligned<T> aligned(int64_t n) {
-  const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+Buffer<T> buffer(int64_t n) {
+  const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 64) / 64 * 64;
   void* p = std::aligned_alloc(64, bytes);
+  CHECK(p != nullptr);
   std::memset(p, 0, bytes);
-  return Aligned<T>(static_cast<T*>(p));
+  return Buffer<T>(static_cast<T*>(p));
 }
 
-// A matrix of about `bytes` packed bytes with random codes and small scales.
-struct Matrix {
-  PackedMatrix w;
-  Aligned<std::byte> data;
-  int64_t packed_bytes = 0;
-  double pack_seconds = 0;
+// The median time of `work`: at least five runs, then as many as fit, after one that warms up.
+template <class Work>
+double median_seconds(const Options& o, Work&& work) {
+  work();
+  std::vector<double> times;
+  const double stop = now() + o.seconds;
+  while (times.size() < 5 || (now() < stop && times.size() < 1000)) {
+    const double start = now();
+    work();
+    times.push_back(now() - start);
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+// One instruction set under test and what bounds it.
+struct Bench {
+  const Options& options;
+  const Isa& isa;
+  const Kernels& kernels;
+  ThreadPool& pool;
+  MachineSpeed machine;
+
+  bool slow() const { return std::strncmp(isa.name, "scalar", 6) == 0; }
+  bool wanted(int rows) const { return options.rows == 0 || options.rows == rows; }
+  double share(double gmac_s) const { return 100 * gmac_s / machine.int8_measured_gmac_s; }
 };
 
-Matrix make_matrix(const Kernels& kernels, WeightType type, int cols, int64_t bytes) {
-  Matrix m;
-  const int64_t row_bytes = packed_row_bytes(type, cols);
-  const int groups = static_cast<int>(bytes / (row_bytes * kGroupRows) / 8 * 8);
-  m.packed_bytes = groups * packed_group_bytes(type, cols);
-  m.data = aligned<std::byte>(m.packed_bytes);
-  Aligned<std::byte> source = aligned<std::byte>(row_bytes * kGroupRows);
+// ---- matrix products
+
+// A packed matrix of about `bytes`: one group of random codes and small scales, repeated.
+struct Weights {
+  PackedMatrix w;
+  Buffer<std::byte> data;
+  int64_t bytes = 0;
+};
+
+Weights make_weights(const Bench& b, WeightType type, int64_t bytes) {
+  const int64_t row_bytes = packed_row_bytes(type, kCols);
+  const int64_t group_bytes = packed_group_bytes(type, kCols);
+  const int64_t groups = std::max<int64_t>(1, bytes / group_bytes);
+  Weights m;
+  m.bytes = groups * group_bytes;
+  m.data = buffer<std::byte>(m.bytes);
+  Buffer<std::byte> source = buffer<std::byte>(group_bytes);
   std::mt19937 random(1);
-  for (int64_t i = 0; i < row_bytes * kGroupRows; ++i) {
-    // Bytes below 0x40 keep every fp16 and float in it finite.
-    source[static_cast<size_t>(i)] = static_cast<std::byte>(random() % 0x3c);
-  }
-  const double start = now();
-  for (int g = 0; g < groups; ++g) {
-    kernels.weight[static_cast<int>(type)].pack_group(source.get(), row_bytes, kGroupRows, cols,
-                                                      m.data.get() + g * row_bytes * kGroupRows);
-  }
-  m.pack_seconds = now() - start;
-  m.w = {type, groups * kGroupRows, cols, m.data.get()};
+  // Bytes below 0x3c keep every fp16 and float in it finite and small.
+  for (int64_t i = 0; i < group_bytes; ++i) source[size_t(i)] = std::byte(random() % 0x3c);
+  b.kernels.weight[static_cast<int>(type)].pack_group(source.get(), row_bytes, kGroupRows, kCols,
+                                                      m.data.get());
+  b.pool.run([&](int thread, int n) {
+    const auto part = ThreadPool::split(groups, thread, n);
+    for (int64_t g = std::max<int64_t>(1, part.begin); g < part.end; ++g) {
+      std::memcpy(m.data.get() + g * group_bytes, m.data.get(), size_t(group_bytes));
+    }
+  });
+  m.w = {type, static_cast<int>(groups) * kGroupRows, kCols, m.data.get()};
   return m;
 }
 
 struct Activations {
-  Aligned<float> x, d, y;
-  Aligned<int8_t> q;
-  Aligned<int32_t> sums;
-  Aligned<int16_t> sums16;
+  Buffer<float> x, d;
+  Buffer<int8_t> q, low;
+  Buffer<int32_t> sums;
+  Buffer<int16_t> sums16;
   ActRows rows;
 };
 
-Activations make_activations(const Kernels& kernels, int n_rows, int cols, int block,
-                             int64_t out_rows) {
+// Rounded and spread over panels as CpuBackend::prepare_row does. Block 0: floats only.
+Activations make_activations(const Bench& b, int n_rows, int block, bool wide) {
   Activations a;
-  const int64_t n = int64_t{n_rows} * cols;
-  a.x = aligned<float>(n);
-  a.d = aligned<float>(n / block);
-  a.q = aligned<int8_t>(n);
-  a.sums = aligned<int32_t>(n / block);
-  a.sums16 = aligned<int16_t>(n / 16);
-  a.y = aligned<float>(n_rows * out_rows);
+  const int64_t n = int64_t{n_rows} * kCols;
+  a.x = buffer<float>(n);
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < n; ++i) a.x[static_cast<size_t>(i)] = normal(random);
-  kernels.quantize(a.x.get(), static_cast<int>(n), block, a.q.get(), a.d.get(), a.sums.get(),
-                   a.sums16.get());
-  a.rows = {n_rows, cols, block, a.q.get(), a.d.get(), a.sums.get(), a.sums16.get()};
+  for (int64_t i = 0; i < n; ++i) a.x[size_t(i)] = normal(random);
+  if (block == 0) return a;
+  a.d = buffer<float>(n / block);
+  a.sums = buffer<int32_t>(n / block);
+  a.sums16 = buffer<int16_t>(n / 16);
+  a.q = buffer<int8_t>(n);
+  if (wide) a.low = buffer<int8_t>(n);
+  Buffer<int8_t> codes = buffer<int8_t>(kCols), low = buffer<int8_t>(kCols);
+  for (int t = 0; t < n_rows; ++t) {
+    const float* x = a.x.get() + int64_t{t} * kCols;
+    float* d = a.d.get() + int64_t{t} * (kCols / block);
+    int32_t* sums = a.sums.get() + int64_t{t} * (kCols / block);
+    if (wide) {
+      b.kernels.quantize16(x, kCols, block, codes.get(), low.get(), d, sums);
+    } else {
+      b.kernels.quantize(x, kCols, block, codes.get(), d, sums,
+                         a.sums16.get() + int64_t{t} * (kCols / 16));
+    }
+    for (int c = 0; c < kCols; ++c) {
+      const auto to = static_cast<size_t>(act_offset(n_rows, kCols, t, c));
+      a.q[to] = codes[size_t(c)];
+      if (wide) a.low[to] = low[size_t(c)];
+    }
+  }
+  a.rows = {n_rows, kCols, block, a.q.get(), a.d.get(), a.sums.get(), a.sums16.get(), a.low.get()};
   return a;
 }
 
-double seconds_of(ThreadPool& pool, int threads, const WeightKernels& kernel, const Matrix& m,
-                  const Activations& a, bool floats) {
-  std::vector<std::vector<float>> scratch(static_cast<size_t>(threads),
-                                          std::vector<float>(static_cast<size_t>(m.w.cols)));
-  double best = 1e9;
-  const double stop = now() + 0.4;
-  int rounds = 0;
-  while (rounds < 2 || (now() < stop && rounds < 50)) {
-    const double start = now();
-    pool.run(
-        [&](int thread, int n) {
-          const ThreadPool::Range part = ThreadPool::split(n_groups(m.w.rows), thread, n);
-          MatmulArgs args;
-          args.w = &m.w;
-          args.group_begin = static_cast<int>(part.begin);
-          args.group_end = static_cast<int>(part.end);
-          args.a = a.rows;
-          args.x = a.x.get();
-          args.n_rows = a.rows.n_rows;
-          args.y = a.y.get();
-          args.ldy = m.w.rows;
-          args.scratch = scratch[static_cast<size_t>(thread)].data();
-          (floats ? kernel.matmul_f32 : kernel.matmul)(args);
-        },
-        threads);
-    best = std::min(best, now() - start);
-    ++rounds;
-  }
-  return best;
+// Groups are handed out in chunks, as the backend does.
+void multiply(const Bench& b, const Weights& m, const Activations& a, int n_rows, float* y,
+              float* scratch) {
+  const WeightKernels& kernel = b.kernels.weight[static_cast<int>(m.w.type)];
+  const int groups = n_groups(m.w.rows);
+  const int chunk = std::clamp(groups / (b.pool.size() * 8), 1, 32);
+  std::atomic<int> next{0};
+  b.pool.run([&](int thread, int) {
+    MatmulArgs args;
+    args.w = &m.w;
+    args.a = a.rows;
+    args.x = a.x.get();
+    args.n_rows = n_rows;
+    args.y = y;
+    args.ldy = m.w.rows;
+    args.scratch = scratch + int64_t{thread} * kCols;
+    for (;;) {
+      args.group_begin = next.fetch_add(chunk, std::memory_order_relaxed);
+      if (args.group_begin >= groups) return;
+      args.group_end = std::min(groups, args.group_begin + chunk);
+      (a.rows.block == 0 ? kernel.matmul_f32 : kernel.matmul)(args);
+    }
+  });
 }
 
-struct Options {
-  int threads = 2;
-  const char* isa = "";
-  const char* type = "";
-  int rows = 0;
-  int64_t decode_mib = 256;
+void bench_product(const Bench& b, const Weights& m, int n_rows, int block, bool wide) {
+  const Activations a = make_activations(b, n_rows, block, wide);
+  Buffer<float> y = buffer<float>(int64_t{n_rows} * m.w.rows);
+  Buffer<float> scratch = buffer<float>(int64_t{b.pool.size()} * kCols);
+  const double s =
+      median_seconds(b.options, [&] { multiply(b, m, a, n_rows, y.get(), scratch.get()); });
+  const double weights = double(m.w.rows) * kCols / s * 1e-9, gmac = weights * n_rows;
+  const char* act = block == 0 ? "f32" : wide ? "i16" : "i8";
+  std::printf("%-10s %-6s %-3s %3d %4d %8.2f %11.2f %9.1f %7.1f\n", b.isa.name, info(m.w.type).name,
+              act, block, n_rows, double(m.bytes) / s * 1e-9, weights, gmac, b.share(gmac));
+}
+
+void bench_weights(const Bench& b, WeightType type) {
+  const int64_t large = b.slow() ? 128 << 10 : int64_t{b.options.mib} << 20;
+  const int64_t small = b.slow() ? 32 << 10 : 2 << 20;
+  const int own = info(type).act_block;
+  for (const int n_rows : {1, 4, 8, 16, 64}) {
+    if (!b.wanted(n_rows)) continue;
+    const Weights m = make_weights(b, type, n_rows <= 4 ? large : small);
+    // The type's own activation block, and 32 as the input of the down projection has.
+    for (int block = own; block != 0; block = block > 32 ? 32 : 0) {
+      bench_product(b, m, n_rows, block, false);
+      if (info(type).act_i16) bench_product(b, m, n_rows, block, true);
+    }
+    bench_product(b, m, n_rows, 0, false);
+  }
+}
+
+// ---- KV cache: scores and weighted sums of one tile after the other
+
+struct KvData {
+  int64_t tile_bytes = 0, n_tiles = 0;
+  Buffer<std::byte> k, v;
 };
 
-void bench_type(const Isa& isa, WeightType type, int block, const Options& options,
-                ThreadPool& pool, double clock) {
-  const Kernels& kernels = kernels_of(isa);
-  const WeightKernels& kernel = kernels.weight[static_cast<int>(type)];
-  const bool slow = std::strncmp(isa.name, "scalar", 6) == 0;
-  const bool float_type = info(type).act_block == 0;
-  const int cols = 2048;
-  const Matrix decode = make_matrix(kernels, type, cols, slow ? 1 << 20 : options.decode_mib << 20);
-  const Matrix prefill = make_matrix(kernels, type, cols, slow ? 1 << 16 : 4 << 20);
-  std::printf("%-10s %-5s act %3d  pack %.2f GB/s\n", isa.name, info(type).name, block,
-              static_cast<double>(decode.packed_bytes) / decode.pack_seconds * 1e-9);
-  for (const int n_rows : {1, 2, 3, 4, 8, 64}) {
-    if (options.rows != 0 && options.rows != n_rows) continue;
-    const Matrix& m = n_rows <= 4 ? decode : prefill;
-    const Activations a = make_activations(kernels, n_rows, cols, block, m.w.rows);
-    for (int floats = float_type ? 1 : 0; floats < 2; ++floats) {
-      for (int threads = 1; threads <= options.threads; ++threads) {
-        const double seconds = seconds_of(pool, threads, kernel, m, a, floats != 0);
-        const double macs = static_cast<double>(m.w.rows) * cols * n_rows;
-        const double peak = 2.0 * 64 * threads * clock;  // G multiply-adds a second
-        std::printf("  %-4s rows %2d threads %d: %7.2f GB/s %8.1f G weights/s",
-                    floats ? "f32" : "i8", n_rows, threads,
-                    static_cast<double>(m.packed_bytes) / seconds * 1e-9,
-                    macs / n_rows / seconds * 1e-9);
-        std::printf("  %8.1f GMAC/s = %4.1f %% of int8 peak\n", macs / seconds * 1e-9,
-                    100 * macs / seconds * 1e-9 / peak);
-      }
-    }
+KvData make_kv(const Bench& b, KvType type) {
+  const KvKernels& kernel = b.kernels.kv[static_cast<int>(type)];
+  KvData kv;
+  kv.tile_bytes = kv_tile_bytes(info(type).bytes_per_32, kHeadDim);
+  kv.n_tiles = std::max<int64_t>(8, (b.slow() ? 64 << 10 : 16 << 20) / kv.tile_bytes);
+  kv.k = buffer<std::byte>(kv.n_tiles * kv.tile_bytes);
+  kv.v = buffer<std::byte>(kv.n_tiles * kv.tile_bytes);
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  Buffer<float> row = buffer<float>(kHeadDim);
+  for (int pos = 0; pos < kKvTile; ++pos) {
+    for (int c = 0; c < kHeadDim; ++c) row[size_t(c)] = normal(random);
+    kernel.store_k(row.get(), kHeadDim, pos, kv.k.get());
+    kernel.store_v(row.get(), kHeadDim, pos, kv.v.get());
   }
+  for (int64_t i = 1; i < kv.n_tiles; ++i) {
+    std::memcpy(kv.k.get() + i * kv.tile_bytes, kv.k.get(), size_t(kv.tile_bytes));
+    std::memcpy(kv.v.get() + i * kv.tile_bytes, kv.v.get(), size_t(kv.tile_bytes));
+  }
+  return kv;
 }
 
-int run(const Options& options) {
-  ThreadPool pool(options.threads);
-  const double clock = measured_clock();
-  std::printf("clock %.2f GHz\n", clock);
-  for (const Isa& isa : all_isas()) {
-    if (!isa.supported() || (options.isa[0] != 0 && std::strcmp(options.isa, isa.name) != 0)) {
-      continue;
-    }
-    for (int i = 0; i < kNumWeightTypes; ++i) {
-      if (options.type[0] != 0 && std::strcmp(options.type, kWeightTypes[i].name) != 0) continue;
-      const auto type = static_cast<WeightType>(i);
-      const int block = info(type).act_block == 0 ? 32 : info(type).act_block;
-      bench_type(isa, type, block, options, pool, clock);
-      if (block != 32) bench_type(isa, type, 32, options, pool, clock);
+void print_kv(const Bench& b, const char* what, KvType type, const KvData& kv, int n_rows,
+              double s) {
+  const double gmac = double(kv.n_tiles) * kKvTile * kHeadDim * n_rows / s * 1e-9;
+  std::printf("%-10s %-6s %-6s    %4d %8.2f %11s %9.1f %7.1f\n", b.isa.name, info(type).name, what,
+              n_rows, double(kv.n_tiles * kv.tile_bytes) / s * 1e-9, "-", gmac, b.share(gmac));
+}
+
+void bench_scores(const Bench& b, KvType type, const KvData& kv, int n_rows) {
+  const int64_t n = int64_t{n_rows} * kHeadDim;
+  Buffer<float> qf = buffer<float>(n), scale = buffer<float>(n_rows);
+  Buffer<int8_t> q = buffer<int8_t>(n);
+  Buffer<int32_t> sums = buffer<int32_t>(n / 32);
+  Buffer<int16_t> sums16 = buffer<int16_t>(n / 16);
+  for (int64_t i = 0; i < n; ++i) qf[size_t(i)] = float(i % 17 - 8) / 8;
+  for (int t = 0; t < n_rows; ++t) {
+    b.kernels.quantize(qf.get() + int64_t{t} * kHeadDim, kHeadDim, kHeadDim,
+                       q.get() + int64_t{t} * kHeadDim, scale.get() + t, sums.get(),
+                       sums16.get() + int64_t{t} * (kHeadDim / 16));
+  }
+  Buffer<float> s = buffer<float>(int64_t{b.pool.size()} * n_rows * kKvTile);
+  const double seconds = median_seconds(b.options, [&] {
+    b.pool.run([&](int thread, int team) {
+      ScoreArgs args;
+      args.head_dim = kHeadDim;
+      args.n_rows = n_rows;
+      args.q = q.get();
+      args.sums16 = sums16.get();
+      args.qf = qf.get();
+      args.scale = scale.get();
+      args.s = s.get() + int64_t{thread} * n_rows * kKvTile;
+      args.s_stride = kKvTile;
+      const auto part = ThreadPool::split(kv.n_tiles, thread, team);
+      for (int64_t i = part.begin; i < part.end; ++i) {
+        args.tile = kv.k.get() + i * kv.tile_bytes;
+        b.kernels.kv[static_cast<int>(type)].scores(args);
+      }
+    });
+  });
+  print_kv(b, "scores", type, kv, n_rows, seconds);
+}
+
+void bench_weigh(const Bench& b, KvType type, const KvData& kv, int n_rows) {
+  Buffer<float> p = buffer<float>(int64_t{n_rows} * kKvTile);
+  Buffer<int32_t> visible = buffer<int32_t>(n_rows);
+  for (int i = 0; i < n_rows * kKvTile; ++i) p[size_t(i)] = float(i % 31 + 1) / 32;
+  for (int t = 0; t < n_rows; ++t) visible[size_t(t)] = kKvTile;
+  Buffer<float> acc = buffer<float>(int64_t{b.pool.size()} * n_rows * kHeadDim);
+  const double seconds = median_seconds(b.options, [&] {
+    b.pool.run([&](int thread, int team) {
+      WeighArgs args;
+      args.head_dim = kHeadDim;
+      args.n_rows = n_rows;
+      args.p = p.get();
+      args.p_stride = kKvTile;
+      args.n_visible = visible.get();
+      args.acc = acc.get() + int64_t{thread} * n_rows * kHeadDim;
+      const auto part = ThreadPool::split(kv.n_tiles, thread, team);
+      for (int64_t i = part.begin; i < part.end; ++i) {
+        args.tile = kv.v.get() + i * kv.tile_bytes;
+        b.kernels.kv[static_cast<int>(type)].weigh(args);
+      }
+    });
+  });
+  print_kv(b, "weigh", type, kv, n_rows, seconds);
+}
+
+// ---- row functions: every thread on rows of its own, bytes read and written
+
+template <class Row>
+void bench_rows(const Bench& b, const char* what, int64_t bytes, Row&& row) {
+  const int times = b.slow() ? 8 : 64;
+  const double s = median_seconds(b.options, [&] {
+    b.pool.run([&](int thread, int) {
+      for (int i = 0; i < times; ++i) row(thread);
+    });
+  });
+  std::printf("%-10s %-18s      %8.2f\n", b.isa.name, what,
+              double(bytes) * times * b.pool.size() / s * 1e-9);
+}
+
+void bench_row_functions(const Bench& b) {
+  const int64_t n = kCols, threads = b.pool.size();
+  Buffer<float> x = buffer<float>(n * threads), w = buffer<float>(n),
+                y = buffer<float>(n * threads);
+  Buffer<float> d = buffer<float>(n * threads), page = buffer<float>(kPagePositions * threads);
+  Buffer<int8_t> q = buffer<int8_t>(n * threads), low = buffer<int8_t>(n * threads);
+  Buffer<int32_t> sums = buffer<int32_t>(n * threads);
+  Buffer<int16_t> sums16 = buffer<int16_t>(n * threads);
+  for (int64_t i = 0; i < n * threads; ++i) x[size_t(i)] = float(i % 101 - 50) / 25;
+  for (int64_t i = 0; i < n; ++i) w[size_t(i)] = 1;
+  const Kernels& k = b.kernels;
+  bench_rows(b, "rms_norm", n * 12,
+             [&](int t) { k.rms_norm(x.get() + t * n, w.get(), kCols, 1e-6f, y.get() + t * n); });
+  for (const int block : {32, 128}) {
+    const std::string name = "quantize " + std::to_string(block);
+    bench_rows(b, name.c_str(), n * 5, [&](int t) {
+      k.quantize(x.get() + t * n, kCols, block, q.get() + t * n, d.get() + t * n,
+                 sums.get() + t * n, sums16.get() + t * n);
+    });
+  }
+  bench_rows(b, "quantize16 128", n * 6, [&](int t) {
+    k.quantize16(x.get() + t * n, kCols, 128, q.get() + t * n, low.get() + t * n, d.get() + t * n,
+                 sums.get() + t * n);
+  });
+  bench_rows(b, "silu_mul", n * 12,
+             [&](int t) { k.silu_mul(x.get() + t * n, x.get() + t * n, kCols, y.get() + t * n); });
+  bench_rows(b, "softmax_page", kPagePositions * 8, [&](int t) {
+    float m = 0, l = 0;
+    k.softmax_page(page.get() + t * kPagePositions, kPagePositions, &m, &l);
+  });
+}
+
+// ---- the tables
+
+void bench_isa(const Options& o, const Isa& isa, ThreadPool& pool) {
+  const Bench b{o, isa, kernels_of(isa), pool, measure_cpu(o.threads, isa.name)};
+  std::printf(
+      "\n%s: read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %.0f GMAC/s, measured dot rate "
+      "%.0f GMAC/s\n%-10s %-6s %-3s %3s %4s %8s %11s %9s %7s\n",
+      isa.name, b.machine.read_gb_s, b.machine.clock_ghz, b.machine.int8_gmac_s,
+      b.machine.int8_measured_gmac_s, "isa", "type", "act", "blk", "rows", "GB/s", "G weights/s",
+      "GMAC/s", "% dots");
+  for (int i = 0; i < kNumWeightTypes; ++i) {
+    if (o.type.empty() || o.type == kWeightTypes[i].name) bench_weights(b, WeightType(i));
+  }
+  for (int i = 0; i < kNumKvTypes; ++i) {
+    if (!o.type.empty() && o.type != std::string("kv:") + kKvTypes[i].name) continue;
+    const KvData kv = make_kv(b, KvType(i));
+    for (const int n_rows : {1, 4, 8, 64}) {
+      if (!b.wanted(n_rows)) continue;
+      bench_scores(b, KvType(i), kv, n_rows);
+      bench_weigh(b, KvType(i), kv, n_rows);
     }
   }
-  return 0;
+  if (o.type.empty() || o.type == "rows") bench_row_functions(b);
+  std::fflush(stdout);
+}
+
+int usage(FILE* to, int code) {
+  std::fprintf(
+      to,
+      "usage: kernels_bench [--isa NAME] [--type NAME] [--rows N] [--threads N] "
+      "[--mib N] [--seconds S]\n"
+      "  --isa      one instruction set (default: all of %s)\n"
+      "  --type     one weight type, kv:TYPE for a KV type, or rows for the row functions\n"
+      "  --rows     one number of activation or query rows (1 4 8 16 64)\n"
+      "  --threads  default: physical cores allowed\n"
+      "  --mib      size of the matrix for 1 and 4 rows (64)\n"
+      "  --seconds  for each median (0.1)\n",
+      isa_names().c_str());
+  return code;
+}
+
+bool known_type(const std::string& name) {
+  if (name.empty() || name == "rows") return true;
+  for (const auto& type : kWeightTypes) {
+    if (name == type.name) return true;
+  }
+  for (const auto& type : kKvTypes) {
+    if (name == std::string("kv:") + type.name) return true;
+  }
+  return false;
+}
+
+int run(int argc, char** argv) {
+  Options o;
+  o.threads = default_threads();
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--help") return usage(stdout, 0);
+    if (i + 1 == argc) return usage(stderr, 2);
+    const std::string value = argv[++i];
+    if (flag == "--isa")
+      o.isa = value;
+    else if (flag == "--type")
+      o.type = value;
+    else if (flag == "--rows")
+      o.rows = std::atoi(value.c_str());
+    else if (flag == "--threads")
+      o.threads = std::atoi(value.c_str());
+    else if (flag == "--mib")
+      o.mib = std::atoi(value.c_str());
+    else if (flag == "--seconds")
+      o.seconds = std::atof(value.c_str());
+    else
+      return usage(stderr, 2);
+  }
+  if (o.threads < 1 || o.threads > kMaxThreads || o.mib < 1 || o.rows < 0) return usage(stderr, 2);
+  if (!known_type(o.type)) return usage(stderr, 2);
+  ThreadPool pool(o.threads);
+  std::printf("%s, %d threads, %d columns, medians of %.2f s\n", cpu_name().c_str(), o.threads,
+              kCols, o.seconds);
+  int done = 0;
+  for (const Isa& isa : all_isas()) {
+    if (!isa.supported() || (!o.isa.empty() && o.isa != isa.name)) continue;
+    bench_isa(o, isa, pool);
+    ++done;
+  }
+  return done > 0 ? 0 : usage(stderr, 2);
 }
 
 }  // namespace
 }  // namespace bantam
 
-int main(int argc, char** argv) {
-  bantam::Options options;
-  if (argc > 1) options.threads = std::max(1, std::atoi(argv[1]));
-  if (argc > 2) options.isa = argv[2];
-  if (argc > 3) options.type = argv[3];
-  if (argc > 4) options.rows = std::atoi(argv[4]);
-  if (argc > 5) options.decode_mib = std::max(1, std::atoi(argv[5]));
-  return bantam::run(options);
-}
+int main(int argc, char** argv) { return bantam::run(argc, argv); }

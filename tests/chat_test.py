@@ -30,6 +30,8 @@ rows = json.loads(out) if code == 0 else []
 tests = [(r["n_prompt"], r["n_gen"], r["n_depth"], r["n_parallel"]) for r in rows]
 check("bench -npl rows", tests == [(p, g, d, n) for d in (0, 40) for p, g, n in ((8, 0, 1), (0, 4, 1), (0, 4, 3), (8, 4, 1), (8, 4, 3))], (code, tests, err[-300:]))
 check("bench -npl keys", bool(rows) and all(r["g_weights_s"] > 0 and r["avg_ts"] > 0 for r in rows), rows[:1])
+check("bench machine figures", bool(rows) and all(r["int8_peak_gmac_s"] > 0 and r["int8_measured_gmac_s"] > 0 and r["read_gb_s"] > 0
+      and abs(r["share_of_measured_dots"] * r["int8_measured_gmac_s"] / r["g_weights_s"] - 1) < 1e-6 for r in rows), rows[:1])
 check("bench -npl reads the weights once a step", bool(rows) and all((r["model_read_gb_s"] is None) == (r["n_prompt"] > 0) for r in rows)
       and all(r["model_read_gb_s"] < r["weight_bytes_per_token"] * r["median_ts"] * 1e-9 for r in rows if r["n_prompt"] == 0 and r["n_parallel"] == 3))
 code, out, err = run(["bench", "-p", "0", "-n", "4", "-npl", "2", "-r", "1"])

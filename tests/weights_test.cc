@@ -799,5 +799,18 @@ TEST(Rows, RmsNormIsTheSameBitsAndClose) {
   std::printf("rms_norm: %d rows\n", executed);
 }
 
+// The slot that bench measures with: never null, and its count grows with its work.
+TEST(DotRate, EveryIsaCountsItsSteps) {
+  for (const Isa* isa : supported_isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    ASSERT_NE(kernels.dot_rate, nullptr) << isa->name;
+    EXPECT_GT(isa->nominal_macs, 0) << isa->name;
+    EXPECT_EQ(kernels.dot_rate(0), 0) << isa->name;
+    const int64_t one = kernels.dot_rate(1);
+    EXPECT_GE(one, 8) << isa->name;
+    EXPECT_EQ(kernels.dot_rate(1000), 1000 * one) << isa->name;
+  }
+}
+
 }  // namespace
 }  // namespace bantam

@@ -134,7 +134,8 @@ class Backend {
 // Read bandwidth and int8 peak of a machine, measured now (DESIGN section 1).
 struct MachineSpeed {
   double read_gb_s = 0;
-  double int8_gmac_s = 0;  // 0 where no peak is defined for the instruction set
+  double int8_gmac_s = 0;           // nominal: multiply-adds a cycle x cores x clock
+  double int8_measured_gmac_s = 0;  // dot instructions on registers alone, on all threads
   double clock_ghz = 0;
 };
 

@@ -221,6 +221,7 @@ Status run_config(const CliOptions& o, const BenchConfig& config,
   for (size_t i = first; i < rows.size(); ++i) {
     rows[i].machine = {std::max(before.read_gb_s, after.read_gb_s),
                        std::max(before.int8_gmac_s, after.int8_gmac_s),
+                       std::max(before.int8_measured_gmac_s, after.int8_measured_gmac_s),
                        std::max(before.clock_ghz, after.clock_ghz)};
   }
   return Ok{};

@@ -39,7 +39,8 @@ struct BenchRow {
   // Weights applied to tokens, 1e9 a second, which is multiply-adds too: the output matrix runs
   // for the last prompt token and for generated ones only.
   double g_weights_s() const;
-  double int8_share() const;
+  double int8_share() const;      // of the nominal peak
+  double measured_share() const;  // of the measured dot rate
 };
 
 void print_bench(const std::vector<BenchRow>& rows, const std::string& format);

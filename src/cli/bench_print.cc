@@ -83,50 +83,54 @@ Json as_json(const BenchRow& row) {
     samples_ns.push_back(static_cast<int64_t>(s * 1e9));
   }
   Json json = fixed_keys();
-  json.update({{"cpu_info", r.cpu},
-               {"backends", r.backend},
-               {"isa", r.isa},
-               {"model_filename", r.model_path},
-               {"model_type", model_type(r)},
-               {"model_size", r.memory.weight_bytes},
-               {"model_n_params", r.n_params},
-               {"n_batch", row.config.n_batch},
-               {"n_ubatch", row.config.n_ubatch},
-               {"n_threads", r.n_threads},
-               {"cpu_mask", r.team.cpus.mask()},
-               {"cpu_strict", r.team.strict.value_or(false)},
-               {"poll", r.team.poll.value_or(50)},
-               {"type_k", info(r.type_k).name},
-               {"type_v", info(r.type_v).name},
-               {"n_prompt", row.test.n_prompt},
-               {"n_gen", row.test.n_gen},
-               {"n_depth", row.test.depth},
-               {"n_parallel", row.test.n_parallel},
-               {"test_time", row.started},
-               {"avg_ns", static_cast<int64_t>(mean(ns))},
-               {"stddev_ns", static_cast<int64_t>(stddev(ns))},
-               {"avg_ts", mean(row.rates())},
-               {"stddev_ts", stddev(row.rates())},
-               {"median_ts", row.tokens_per_s()},
-               {"samples_ns", samples_ns},
-               {"samples_ts", row.rates()},
-               {"read_gb_s", share(row.machine.read_gb_s, row.machine.read_gb_s)},
-               {"int8_peak_gmac_s", share(row.machine.int8_gmac_s, row.machine.int8_gmac_s)},
-               {"clock_ghz", row.machine.clock_ghz},
-               {"weight_bytes_per_token", r.matrix_bytes},
-               {"model_read_gb_s", share(row.read_gb_s(), 1)},
-               {"share_of_read_bandwidth", share(row.read_share(), row.machine.read_gb_s)},
-               {"g_weights_s", row.g_weights_s()},
-               {"model_gmac_s", share(row.g_weights_s(), 1)},
-               {"share_of_int8_peak", share(row.int8_share(), row.machine.int8_gmac_s)}});
+  json.update(
+      {{"cpu_info", r.cpu},
+       {"backends", r.backend},
+       {"isa", r.isa},
+       {"model_filename", r.model_path},
+       {"model_type", model_type(r)},
+       {"model_size", r.memory.weight_bytes},
+       {"model_n_params", r.n_params},
+       {"n_batch", row.config.n_batch},
+       {"n_ubatch", row.config.n_ubatch},
+       {"n_threads", r.n_threads},
+       {"cpu_mask", r.team.cpus.mask()},
+       {"cpu_strict", r.team.strict.value_or(false)},
+       {"poll", r.team.poll.value_or(50)},
+       {"type_k", info(r.type_k).name},
+       {"type_v", info(r.type_v).name},
+       {"n_prompt", row.test.n_prompt},
+       {"n_gen", row.test.n_gen},
+       {"n_depth", row.test.depth},
+       {"n_parallel", row.test.n_parallel},
+       {"test_time", row.started},
+       {"avg_ns", static_cast<int64_t>(mean(ns))},
+       {"stddev_ns", static_cast<int64_t>(stddev(ns))},
+       {"avg_ts", mean(row.rates())},
+       {"stddev_ts", stddev(row.rates())},
+       {"median_ts", row.tokens_per_s()},
+       {"samples_ns", samples_ns},
+       {"samples_ts", row.rates()},
+       {"read_gb_s", share(row.machine.read_gb_s, row.machine.read_gb_s)},
+       {"int8_peak_gmac_s", share(row.machine.int8_gmac_s, row.machine.int8_gmac_s)},
+       {"int8_measured_gmac_s",
+        share(row.machine.int8_measured_gmac_s, row.machine.int8_measured_gmac_s)},
+       {"clock_ghz", row.machine.clock_ghz},
+       {"weight_bytes_per_token", r.matrix_bytes},
+       {"model_read_gb_s", share(row.read_gb_s(), 1)},
+       {"share_of_read_bandwidth", share(row.read_share(), row.machine.read_gb_s)},
+       {"g_weights_s", row.g_weights_s()},
+       {"model_gmac_s", share(row.g_weights_s(), 1)},
+       {"share_of_int8_peak", share(row.int8_share(), row.machine.int8_gmac_s)},
+       {"share_of_measured_dots", share(row.measured_share(), row.machine.int8_measured_gmac_s)}});
   return json;
 }
 
 void print_md(const std::vector<BenchRow>& rows) {
   std::printf(
       "| model | size | params | K | V | threads | test | t/s (median) | reads | of read "
-      "bandwidth | G weights/s | of int8 peak |\n"
-      "|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+      "bandwidth | G weights/s | of int8 peak "
+      "| of measured dots |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (const BenchRow& row : rows) {
     const ModelReport& r = row.report;
     std::string line = fmt::format(
@@ -136,18 +140,20 @@ void print_md(const std::vector<BenchRow>& rows) {
     line += row.read_gb_s() > 0 ? fmt::format("{:.2f} GB/s | ", row.read_gb_s()) : "- | ";
     line += row.read_share() > 0 ? fmt::format("{:.1f} % | ", 100 * row.read_share()) : "- | ";
     line += fmt::format("{:.1f} | ", row.g_weights_s());
-    line += row.int8_share() > 0 ? fmt::format("{:.1f} % |", 100 * row.int8_share()) : "- |";
+    line += row.int8_share() > 0 ? fmt::format("{:.1f} % | ", 100 * row.int8_share()) : "- | ";
+    line +=
+        row.measured_share() > 0 ? fmt::format("{:.1f} % |", 100 * row.measured_share()) : "- |";
     std::printf("%s\n", line.c_str());
   }
   if (rows.empty()) return;
   const BenchRow& row = rows.front();
   std::printf("\n%s, %s, commit %s; median of %zu runs\n", row.report.cpu.c_str(),
               row.report.isa.c_str(), commit_text().c_str(), row.seconds.size());
-  const std::string peak = row.machine.int8_gmac_s > 0
-                               ? fmt::format("{:.0f} GMAC/s", row.machine.int8_gmac_s)
-                               : "not defined for this instruction set";
-  std::printf("read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %s\n", row.machine.read_gb_s,
-              row.machine.clock_ghz, peak.c_str());
+  const MachineSpeed& m = row.machine;
+  if (m.read_gb_s == 0) return;  // too little memory to measure
+  std::printf("read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %.0f GMAC/s\n", m.read_gb_s,
+              m.clock_ghz, m.int8_gmac_s);
+  std::printf("measured dot rate %.0f GMAC/s\n", m.int8_measured_gmac_s);
 }
 
 void print_csv(const std::vector<BenchRow>& rows) {
@@ -212,6 +218,11 @@ double BenchRow::g_weights_s() const {
 
 double BenchRow::int8_share() const {
   return machine.int8_gmac_s > 0 ? g_weights_s() / machine.int8_gmac_s : 0;
+}
+
+double BenchRow::measured_share() const {
+  const double whole = machine.int8_measured_gmac_s;
+  return whole > 0 ? g_weights_s() / whole : 0;
 }
 
 void print_bench(const std::vector<BenchRow>& rows, const std::string& format) {

@@ -51,7 +51,7 @@ bool avx512_supported() {
 #endif
 
 constexpr Isa kIsas[] = {
-#define ISA(name, fill, supported) {#name, fill, supported},
+#define ISA(name, fill, supported, nominal_macs) {#name, fill, supported, nominal_macs},
 #include "cpu/isa.def"
 #undef ISA
 };

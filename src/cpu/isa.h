@@ -13,6 +13,7 @@ struct Isa {
   const char* name;
   void (*fill)(Kernels&);
   bool (*supported)();
+  int nominal_macs;  // int8 multiply-adds of a core in a cycle
 };
 
 std::span<const Isa> all_isas();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/attend_simd.inl"
+#include "cpu/dot_rate_simd.inl"
 #include "cpu/pack.inl"
 #include "cpu/rows_simd.inl"
 #include "cpu/weights_simd.inl"
@@ -16,6 +17,7 @@ void fill_simd(Kernels& table) {
   fill_weights_simd(table);
   fill_pack(table);
   fill_attend_simd(table);
+  fill_dot_rate_simd(table);
 }
 }  // namespace
 }  // namespace bantam

@@ -184,6 +184,9 @@ struct Kernels {
                 const float* acc_p);
   // out = acc / l
   void (*finish)(int head_dim, const float* acc, float l, float* out);
+
+  // Products of bytes on registers alone, some for each step: multiply-adds done. For measuring.
+  int64_t (*dot_rate)(int64_t steps);
 };
 
 // One function for each instruction set, in its own file; the only external symbol of that file.
