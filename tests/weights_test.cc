@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "codec/half.h"
@@ -33,6 +34,12 @@ std::vector<const Isa*> supported_isas() {
     if (isa.supported()) list.push_back(&isa);
   }
   return list;
+}
+
+std::string supported_names() {
+  std::string names;
+  for (const Isa* isa : supported_isas()) names += std::string(" ") + isa->name;
+  return names;
 }
 
 const Kernels& scalar() { return kernels_of(all_isas()[0]); }
@@ -383,8 +390,8 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
     ++executed;
   }
   EXPECT_EQ(executed, (cases.size() + step - 1) / step);
-  std::printf("matmul: %zu of %zu cases x %zu instruction sets\n", executed, cases.size(),
-              supported_isas().size());
+  std::printf("matmul: %zu of %zu cases x %zu instruction sets:%s\n", executed, cases.size(),
+              supported_isas().size(), supported_names().c_str());
 }
 
 TEST(Weights, ActivationPlacesAreAPermutation) {
