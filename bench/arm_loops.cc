@@ -15,7 +15,9 @@ namespace bantam {
   void loop_##name(const MatmulArgs& args) { product_tile<format, block, 1, 1, 1>(args, 0, 0); } \
   void tile_##name(const MatmulArgs& args) {                                                     \
     BANTAM_TILE<format, block, format::tile, 8, 1>(args, 0, 0);                                  \
-  }
+  }                                                                                              \
+  extern const int rows_##name;                                                                  \
+  const int rows_##name = format::tile;
 typedef SimdSmall<2, 128, 1> SimdPQ2_0;
 extern "C" {
 BANTAM_LOOP(q1_0_128, 128, SimdQ1_0)

@@ -80,10 +80,14 @@ for stage in "${stages[@]}"; do
       build aarch64 --target bantam weights_test pack_test attend_test || continue
       one aarch64-glibc python3 tools/check_glibc.py build/aarch64/bin/bantam 2.27
       export BANTAM_SAMPLE=$([ "$full" = 1 ] && echo 4 || echo 60)
-      for cpu in cortex-a57 cortex-a72 max; do
+      for cpu in cortex-a57 cortex-a72 cortex-a76 max; do
         for program in weights_test pack_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
         one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam"
       done
+      # Each CPU ran the tables it is there for.
+      one neon-ran grep -q 'sets: scalar neon$' build/logs/cortex-a72-weights_test.log
+      one dotprod-ran grep -q 'sets: scalar neon dotprod$' build/logs/cortex-a76-weights_test.log
+      one i8mm-ran grep -q 'sets: scalar neon dotprod i8mm$' build/logs/max-weights_test.log
       for cpu in Nehalem Haswell; do
         for program in weights_test pack_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
         one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam"

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "codec/half.h"
@@ -33,6 +34,12 @@ std::vector<const Isa*> supported_isas() {
     if (isa.supported()) list.push_back(&isa);
   }
   return list;
+}
+
+std::string supported_names() {
+  std::string names;
+  for (const Isa* isa : supported_isas()) names += std::string(" ") + isa->name;
+  return names;
 }
 
 const Kernels& scalar() { return kernels_of(all_isas()[0]); }
@@ -422,8 +429,9 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
     for (const WeightKernels& slot : kernels_of(*isa).weight) with_tables += slot.table_rows > 0;
   }
   if (with_tables > 0) EXPECT_GT(n_looked_up, 0);
-  std::printf("matmul: %zu of %zu cases x %zu instruction sets, %d by tables\n", executed,
-              cases.size(), supported_isas().size(), n_looked_up);
+  std::printf("by tables: %d cases\n", n_looked_up);
+  std::printf("matmul: %zu of %zu cases x %zu instruction sets:%s\n", executed, cases.size(),
+              supported_isas().size(), supported_names().c_str());
 }
 
 // More groups and columns than the tables of one pass cover, and the largest sums there are.

@@ -1,5 +1,6 @@
 // The vocabulary of vec_avx512.h for NEON: plain (A57, A72), with SDOT where the including file
-// says BANTAM_DOTPROD (A76), on four registers where AVX-512 has one. Without SDOT a bit selects
+// says BANTAM_DOTPROD (A76), with SMMLA for tiles where it says BANTAM_I8MM too, on four registers
+// where AVX-512 has one. Without SDOT a bit selects
 // activations by a mask, whose pairs SADALP adds into 16 bits; codes of up to 4 bits take widening
 // multiplications into 16 bits, one sum for each column of a quad; 8-bit codes go to 32 bits after
 // two quads. Weights 0..255 are lowered by 128, which value_correction returns.
