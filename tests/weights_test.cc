@@ -441,6 +441,13 @@ TEST(Weights, TablesOfManyGroupsAndExtremes) {
       run_case({WeightType::q1_0, 530, 1152, n_rows, 128, wide, true}, 77);
       run_case({WeightType::q1_0, 530, 1152, n_rows, 32, wide, false}, 78);
     }
+    // One and two rows of so many columns that their tables do not fit L1 at once.
+    for (const int cols : {1408, 2048, 2176, 6144}) {
+      for (const int n_rows : {1, 2, 6}) {
+        run_case({WeightType::q1_0, 50, cols, n_rows, 128, wide, false}, 79);
+        run_case({WeightType::q1_0, 50, cols, n_rows, 32, wide, true}, 80);
+      }
+    }
   }
   for (const Isa* isa : supported_isas()) {
     const Kernels& kernels = kernels_of(*isa);

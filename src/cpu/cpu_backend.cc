@@ -33,12 +33,12 @@ int64_t query_bytes(const ComputeShape& s) {
 
 int64_t row_table_bytes(const ComputeShape& s) { return table_bytes(s.max_cols, s.wide ? 3 : 2); }
 
-int64_t thread_bytes(const ComputeShape& s) {
+int64_t thread_bytes(const ComputeShape& s, int64_t tables) {
   const int64_t rows = query_rows(s);
   return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
          aligned(rows * 16) + aligned(rows * 4) + 2 * aligned(int64_t{s.max_cols} * 4) +
          aligned(2 * int64_t{s.max_cols}) + 2 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
-         aligned(int64_t{s.max_cols} / 16 * 2 + 64) + aligned(row_table_bytes(s));
+         aligned(int64_t{s.max_cols} / 16 * 2 + 64) + aligned(tables);
 }
 
 // Hands out 64-byte aligned pieces of one region.
@@ -80,18 +80,27 @@ int64_t CpuBackend::matrix_bytes(WeightType type, int rows, int cols) const {
   return n_groups(rows) * packed_group_bytes(type, cols);
 }
 
-// Tables of several rows at a time, if this instruction set ever wants them.
-int64_t CpuBackend::shared_table_bytes(const ComputeShape& shape) const {
+int CpuBackend::most_table_rows() const {
   int most = 0;
   for (const WeightKernels& slot : kernels_.weight) most = std::max(most, slot.table_rows);
-  if (most < 2 || shape.max_rows < 2) return 0;
+  return most;
+}
+
+// Of one row alone, for each thread.
+int64_t CpuBackend::own_table_bytes(const ComputeShape& shape) const {
+  return most_table_rows() > 0 ? row_table_bytes(shape) : 0;
+}
+
+// Of several rows at a time.
+int64_t CpuBackend::shared_table_bytes(const ComputeShape& shape) const {
+  if (most_table_rows() < 2 || shape.max_rows < 2) return 0;
   const int64_t row = row_table_bytes(shape);
   return std::clamp<int64_t>(kTableBudget, 4 * row, row * std::max(4, shape.max_rows));
 }
 
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
   return input_bytes(shape, shared_table_bytes(shape)) + query_bytes(shape) +
-         thread_bytes(shape) * pool_.size();
+         thread_bytes(shape, own_table_bytes(shape)) * pool_.size();
 }
 
 Status CpuBackend::reserve(const ComputeShape& shape) {
@@ -127,7 +136,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
     scratch.d = carver.take<float>(shape.max_cols / 32 + 16);
     scratch.sums = carver.take<int32_t>(shape.max_cols / 32 + 16);
     scratch.sums16 = carver.take<int16_t>(shape.max_cols / 16 + 32);
-    scratch.tables = carver.take<std::byte>(row_table_bytes(shape));
+    scratch.tables = carver.take<std::byte>(own_table_bytes(shape));
   }
   const int rows_per_block = std::max(1, kBlockQueries * shape.n_kv_heads / shape.n_heads);
   // Runs may end inside a block, hence one more block for each row at worst.

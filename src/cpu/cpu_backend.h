@@ -109,6 +109,8 @@ class CpuBackend final : public Backend {
     pool_.use(n_rows > 1 ? batch_setup_ : 0);
     return n_rows > 1 ? n_threads_batch_ : n_threads_;
   }
+  int most_table_rows() const;
+  int64_t own_table_bytes(const ComputeShape& shape) const;
   int64_t shared_table_bytes(const ComputeShape& shape) const;
   Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows) const;
   void round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,

@@ -296,8 +296,9 @@ void matmul_q1_0_avx512(const MatmulArgs& args) {
   return a.block == 128 ? table_product<128, 3>(args) : table_product<32, 3>(args);
 }
 
-// AMD looks up twice as fast as it multiplies (a VPERMB and a VPADDB in the cycle of a VPDPBUSD);
-// Intel has one port for VPERMB and two for VPDPBUSD, so that several rows are better multiplied.
+// Zen 4 looks sums up faster than it multiplies (a VPERMB and a VPADDB in 1.2 cycles, a VPDPBUSD in
+// 1; the lookups do four times the work); by its pipes Zen 5 should too, not measured. Intel has
+// one port for VPERMB and two for VPDPBUSD, so several rows are better multiplied there.
 void fill_tables_avx512(Kernels& table) {
   WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
   q1_0.matmul = matmul_q1_0_avx512;
