@@ -169,7 +169,7 @@ BANTAM_INLINE void table_block(const std::byte* block, const TableTile& at, Floa
   for (int i = 0; i < 4; ++i) words[i] = b_load(block + 64 * i);
   // The bytes of a stream must be asked for in their order: with the scale first Zen 4 reads 17
   // GB/s on one thread, with it last 28.
-  asm volatile("" ::: "memory");
+  if constexpr (T == 1) asm volatile("" ::: "memory");
   const Floats d_w = f_halves(block + 256);
   TableSums<Planes> sums[T];
   unrolled<8>([&](auto step) __attribute__((always_inline)) {
