@@ -22,7 +22,7 @@ class CpuBackend final : public Backend {
   static constexpr int kBlockQueries = 64;
   // Tables of rows that pass over the weights together: enough to read those rarely, little enough
   // for the 24 MiB promise.
-  static constexpr int64_t kTableBudget = 3 << 19;
+  static constexpr int64_t kTableBudget = 1 << 20;
 
   CpuBackend(const Isa& isa, const Teams& teams);
   ~CpuBackend() override;

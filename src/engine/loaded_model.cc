@@ -102,7 +102,7 @@ void describe_config(const ModelConfig& config, const EngineOptions& options, Mo
 // Rows computed together: as many as asked for, as long as the scratch stays small (the 24 MiB
 // promise).
 void choose_rows(const EngineOptions& options, Planned& planned) {
-  constexpr int64_t kComputeBudget = 6 << 20;
+  constexpr int64_t kComputeBudget = 11 << 19;
   ModelOptions& o = planned.model_options;
   o.max_logit_rows = std::max(options.n_slots, options.n_logit_rows);
   const int most =
