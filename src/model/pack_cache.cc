@@ -24,9 +24,8 @@ namespace {
 
 constexpr uint64_t kMagic = 0x004b434150544e42;  // "BNTPACK\0"
 constexpr uint32_t kFormat = 2;                  // of this file; the layout has its own version
-constexpr int64_t kSumBytes = 1 << 20;           // summed at a time: stays in a core's cache
-constexpr int64_t kWriteBytes = 4 << 20;         // written at a time
-constexpr uint64_t kAheadBytes = 8 << 20;        // asked of the disk beyond what is being read
+constexpr int64_t kSumBytes = 256 << 10;         // summed at a time: stays in a core's cache
+constexpr int64_t kPartBytes = 4 << 20;          // asked of the disk or written at a time
 // More would read no faster, and the team that computes has taken its threads already.
 constexpr int kMostThreads = 2;
 
@@ -177,21 +176,30 @@ PackCache::PackCache(std::string folder, const PackIdentity& id, int n_threads)
 Result<uint64_t> PackCache::checksum(const Fetch& fetch, const Progress& progress) const {
   const auto total = static_cast<int64_t>(id_.data_bytes);
   std::vector<uint64_t> sums(static_cast<size_t>((total + kSumBytes - 1) / kSumBytes));
-  std::atomic<size_t> next{0};
+  std::atomic<int64_t> next{0};
   std::mutex telling;  // guards the two below
   int64_t done = 0;
   Status status = Ok{};
+  const auto sum_part = [&](int thread, int64_t begin, int64_t end) -> Status {
+    for (int64_t at = begin; at < end; at += kSumBytes) {
+      const auto n = static_cast<size_t>(std::min(kSumBytes, end - at));
+      const Result<Piece> piece = fetch(thread, static_cast<uint64_t>(at), n);
+      if (!piece) return piece.error();
+      const auto i = static_cast<size_t>(at / kSumBytes);
+      sums[i] = hash_bytes(*piece, i);
+    }
+    return Ok{};
+  };
   ThreadPool(n_threads_).run([&](int thread, int) {
     for (;;) {
-      const size_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= sums.size()) return;
-      const int64_t at = static_cast<int64_t>(i) * kSumBytes, n = std::min(kSumBytes, total - at);
-      const auto piece = fetch(thread, static_cast<uint64_t>(at), static_cast<size_t>(n));
-      if (piece) sums[i] = hash_bytes(*piece, i);
+      const int64_t begin = next.fetch_add(kPartBytes, std::memory_order_relaxed);
+      if (begin >= total) return;
+      const int64_t end = std::min(total, begin + kPartBytes);
+      Status summed = sum_part(thread, begin, end);
       const std::lock_guard lock(telling);
-      if (!piece) status = piece.error();
+      if (!summed) status = summed;
       if (!status) return;
-      done += n;
+      done += end - begin;
       if (progress) progress(done, total);
     }
   });
@@ -199,16 +207,22 @@ Result<uint64_t> PackCache::checksum(const Fetch& fetch, const Progress& progres
   return hash_bytes(std::as_bytes(std::span(sums)), id_.data_bytes);
 }
 
-// By read(), not through the mapping: what the disk cannot give is then an Error, not a signal.
-// Pages that have come are mapped at once.
+// By read(), not through the mapping: what the disk cannot give is then an Error, not a signal. The
+// kernel is asked to map large parts first, which is also how they come from the disk fastest.
 Result<uint64_t> PackCache::file_checksum(const MappedFile& file, const Progress& progress) const {
   std::vector<std::byte> buffers(static_cast<size_t>(kMostThreads * kSumBytes));
+  std::vector<Status> parts(kMostThreads, Ok{});  // of each thread: whether its part was mapped
   const auto fetch = [&](int thread, uint64_t at, size_t n) -> Result<Piece> {
+    Status& mapped = parts[static_cast<size_t>(thread)];
+    if (at % kPartBytes == 0) {
+      const uint64_t part = std::min<uint64_t>(kPartBytes, id_.data_bytes - at);
+      mapped = file.populate(kPackDataOffset + at, part);
+    }
     const std::span<std::byte> out(buffers.data() + thread * kSumBytes, n);
-    const uint64_t offset = kPackDataOffset + at;
-    file.read_ahead(offset + kAheadBytes, n);
-    if (Status status = file.read(offset, out); !status) return status.error();
-    if (Status status = file.populate(offset, n); !status) return status.error();
+    if (Status status = file.read(kPackDataOffset + at, out); !status) return status.error();
+    // Last, as read() knows why.
+    const bool ends = (at + n) % kPartBytes == 0 || at + n == id_.data_bytes;
+    if (ends && !mapped) return mapped.error();
     return Piece(out);
   };
   return checksum(fetch, progress);
@@ -292,8 +306,8 @@ Status PackCache::write_locked(int fd, std::span<const std::byte> data, bool kee
   if (!sum) return sum.error();
   const PackHeader header{id_, *sum};
   if (Status s = write_all(fd, 0, encode_pack_header(header), unfinished_); !s) return s;
-  for (int64_t at = 0; at < total; at += kWriteBytes) {
-    const int64_t n = std::min(kWriteBytes, total - at);
+  for (int64_t at = 0; at < total; at += kPartBytes) {
+    const int64_t n = std::min(kPartBytes, total - at);
     const auto chunk = data.subspan(static_cast<size_t>(at), static_cast<size_t>(n));
     const uint64_t to = kPackDataOffset + static_cast<uint64_t>(at);
     if (Status s = write_all(fd, to, chunk, unfinished_); !s) return s;
