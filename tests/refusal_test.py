@@ -152,6 +152,30 @@ if os.getpriority(os.PRIO_PROCESS, 0) >= 0 and shutil.which("setpriv"):
     answers("priority without permission", ["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"] if os.geteuid() == 0 else [],
             "--prio", "2", words=["no permission for --prio 2"])
 
+# A limit of processes: one for that user, so not one thread beside the first starts.
+if os.geteuid() == 0 and shutil.which("setpriv") and shutil.which("prlimit"):
+    reach = tempfile.mkdtemp()  # the program where that user can reach it
+    os.chmod(reach, 0o755)
+    shutil.copy(f"{BIN}/bantam", reach)
+    alone = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "prlimit", "--nproc=1"]
+    if subprocess.run([*alone, "sh", "-c", "(true) & wait"], capture_output=True).returncode == 0:
+        print("a limit of processes: not run (it is not enforced here)")
+    else:
+        r = subprocess.run([*alone, reach + "/bantam", "logits", "--tokens", "1", "-t", "4"], capture_output=True, text=True, timeout=60)
+        said = "cannot start 4 threads (got 1): lower -t or raise the limit of processes"
+        check("a limit of processes", r.returncode == 2 and said in r.stderr and r.stderr.count("error:") == 1, (r.returncode, r.stderr[-300:]))
+        alone[-1] = "--nproc=2"  # the team takes both, so packed weights are summed by the first alone
+        cache = os.path.join(reach, "cache")
+        os.mkdir(cache)
+        os.chmod(cache, 0o777)
+        for words in ("written to", "mapped from"):
+            r = subprocess.run([*alone, reach + "/bantam", "logits", "--tokens", "1", "-t", "2", "--pack-cache", cache],
+                               capture_output=True, text=True, timeout=60)
+            check(f"two threads of two: {words}", r.returncode == 0 and '"pos"' in r.stdout and words in r.stderr, (r.returncode, r.stderr[-300:]))
+    shutil.rmtree(reach)
+else:
+    print("a limit of processes: not run (needs root, setpriv and prlimit)")
+
 base = os.getpriority(os.PRIO_PROCESS, 0)
 server = Server("-C", hex(1 << cpus[0]), "-t", "2", "--prio", "-1")
 server.json("POST", "/completion", {"prompt": "hello", "n_predict": 4})

@@ -14,7 +14,8 @@ FACTORY = {"engine": ["cpu/factory.h", "cuda/factory.h"]}
 LIBRARIES = {"fmt/": ["base", "cli", "gguf"], "spdlog/": ["base"], "nlohmann/": ["text", "engine", "server", "cli"],
              "boost/": ["server"], "pcre2.h": ["text"]}
 # File -> why it may use exceptions.
-EXCEPTIONS = {"src/cli/main.cc": "bad_alloc becomes exit code 1"}
+EXCEPTIONS = {"src/cli/main.cc": "bad_alloc becomes exit code 1",
+              "src/base/thread_pool.cc": "std::thread throws where the kernel refuses a thread; the team is then smaller"}
 ISA_FILE = re.compile(r"src/cpu/(isa_[a-z0-9_]+\.cc|[a-z0-9_]+\.inl)$")
 TEMPLATES = re.compile(r"#include <(vector|string|algorithm|functional|memory|map|array|span|utility|optional)>")
 BANNED = {r"\bstd::jthread\b": "std::jthread", r"\bstd::format\b": "std::format", r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b": "unfinished mark"}

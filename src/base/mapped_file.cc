@@ -131,13 +131,18 @@ void MappedFile::use_mapping() const {
   ::madvise(data, size_, MADV_HUGEPAGE);
 }
 
-void MappedFile::populate(uint64_t offset, uint64_t n_bytes) const {
-  if (!owns_mapping_) return;
+Status MappedFile::populate(uint64_t offset, uint64_t n_bytes) const {
+  if (!owns_mapping_) return Ok{};
 #if !defined(MADV_POPULATE_READ)
   constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older headers lack the name
 #endif
   const uint64_t begin = offset / 4096 * 4096;
-  ::madvise(const_cast<std::byte*>(data_) + begin, n_bytes + (offset - begin), MADV_POPULATE_READ);
+  void* data = const_cast<std::byte*>(data_) + begin;
+  // EINVAL: an older kernel; pages then come when touched.
+  while (::madvise(data, n_bytes + (offset - begin), MADV_POPULATE_READ) != 0 && errno != EINVAL) {
+    if (errno != EINTR) return failed(reason(path_, "map"));
+  }
+  return Ok{};
 }
 
 }  // namespace bantam

@@ -40,7 +40,8 @@ class MappedFile {
   // The mapping is what will be used: large pages where the kernel has them for files.
   void use_mapping() const;
   // Reads and maps the range now, in one call where the kernel can (else pages come when touched).
-  void populate(uint64_t offset, uint64_t n_bytes) const;
+  // Pages that the disk cannot give are an Error.
+  Status populate(uint64_t offset, uint64_t n_bytes) const;
 
  private:
   MappedFile() = default;

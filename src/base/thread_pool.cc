@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
 
 #include "base/check.h"
 #include "base/cpu_set.h"
@@ -115,7 +116,11 @@ ThreadPool::ThreadPool(int n_threads, std::vector<TeamSetup> setups)
   }
   parked_ = std::make_unique<Futex[]>(static_cast<size_t>(n_threads));
   workers_.reserve(static_cast<size_t>(n_threads - 1));
-  for (int t = 1; t < n_threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  try {
+    for (int t = 1; t < n_threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  } catch (const std::system_error&) {
+    // A limit of processes or memory: the team is those that could be started.
+  }
 }
 
 ThreadPool::~ThreadPool() {

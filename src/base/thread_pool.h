@@ -2,7 +2,8 @@
 // thread 0, and returns when all are done; barrier() lets one run hold several phases. Waiting
 // spins briefly (kSpinNs), then sleeps, so an idle server costs no CPU; a team larger than the CPUs
 // it may use sleeps at once. A team may have several setups (where and how urgently its members
-// run) and change between runs. Refuses nested run() calls and barriers outside of run() (CHECK).
+// run) and change between runs. Where threads cannot be started, the team is smaller than asked:
+// size() says so. Refuses nested run() calls and barriers outside of run() (CHECK).
 #pragma once
 
 #include <atomic>

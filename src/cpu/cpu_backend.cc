@@ -186,7 +186,12 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options,
   Result<Teams> teams = make_teams(options);
   if (!teams) return teams.error();
   if (warnings != nullptr) *warnings = teams->warnings;
-  return std::unique_ptr<Backend>(new CpuBackend(**isa, *teams));
+  std::unique_ptr<CpuBackend> backend(new CpuBackend(**isa, *teams));
+  if (const int got = backend->n_started(); got < teams->size()) {
+    return refused("cannot start " + std::to_string(teams->size()) + " threads (got " +
+                   std::to_string(got) + "): lower -t or raise the limit of processes");
+  }
+  return std::unique_ptr<Backend>(std::move(backend));
 }
 
 }  // namespace bantam

@@ -24,6 +24,7 @@ class CpuBackend final : public Backend {
   // for the 24 MiB promise.
   static constexpr int64_t kTableBudget = 1 << 20;
 
+  // Starts as many threads of the teams as it can.
   CpuBackend(const Isa& isa, const Teams& teams);
   ~CpuBackend() override;
 
@@ -32,6 +33,7 @@ class CpuBackend final : public Backend {
   std::string device() const override;
   int n_threads() const override { return n_threads_; }
   int n_threads_batch() const override { return n_threads_batch_; }
+  int n_started() const { return pool_.size(); }
 
   Status attention_support(KvType k, KvType v, const AttentionShape& shape) const override;
   int64_t matrix_bytes(WeightType type, int rows, int cols) const override;

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kPage = 4096;
-constexpr int kMostPackers = 8;  // more only wait for the one that reads
+constexpr int kMostPackers = 8;            // more only wait for the one that reads
+constexpr int64_t kMostBuffers = 8 << 20;  // of all packers; one piece if that is larger
 
 int64_t up_to(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -107,8 +108,11 @@ Status CpuBackend::pack(std::span<const PackPiece> pieces, const PackReader& rea
     CHECK(piece.row0 % kGroupRows == 0 && piece.row0 + piece.n_rows <= piece.w->rows);
     largest = std::max(largest, piece_bytes(piece));
   }
-  const int team = std::min(pool_.size(), kMostPackers);
-  const Buffers buffers(team, std::max<int64_t>(1, largest));
+  largest = std::max<int64_t>(1, largest);
+  const auto fitting =
+      static_cast<int>(std::clamp<int64_t>(kMostBuffers / largest, 1, kMostPackers));
+  const int team = std::min(pool_.size(), fitting);
+  const Buffers buffers(team, largest);
   if (buffers.at(0) == nullptr) return out_of_memory(buffers.bytes(), "reading");
   std::mutex turn;
   size_t next = 0;

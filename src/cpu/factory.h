@@ -29,8 +29,9 @@ struct CpuOptions {
   TeamWish batch;  // for prompts; what is not said is as in `team`
 };
 
-// Refuses unknown instruction sets, thread counts outside 1..kMaxThreads and sets of CPUs of which
-// this process may use none. warnings gets one sentence for each wish that can only be met in part.
+// Refuses unknown instruction sets, thread counts outside 1..kMaxThreads, more threads than can be
+// started and sets of CPUs of which this process may use none. warnings gets one sentence for each
+// wish that can only be met in part.
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options,
                                                   std::vector<std::string>* warnings = nullptr);
 

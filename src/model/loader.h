@@ -1,6 +1,7 @@
 // Brings bound tensors into memory: read and packed as one stream, or mapped from a pack file
-// (pack_cache.h). At any time there is one copy of the weights plus 16 MiB of buffers, and no more
-// of the file in the page cache than there is room for. Refuses nothing of its own; a pack file
+// (pack_cache.h). At any time there is one copy of the weights plus at most 8 MiB of buffers (or 16
+// rows of the widest matrix, if those are more), and no more of the file in the page cache than
+// there is room for. Refuses nothing of its own; a pack file
 // that cannot be used or written is a note, not an error.
 #pragma once
 

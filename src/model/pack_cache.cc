@@ -23,8 +23,11 @@ namespace bantam {
 namespace {
 
 constexpr uint64_t kMagic = 0x004b434150544e42;  // "BNTPACK\0"
-constexpr uint32_t kFormat = 1;                  // of this header; the layout has its own version
-constexpr int64_t kChunk = 4 << 20;              // summed and written at a time
+constexpr uint32_t kFormat = 2;                  // of this file; the layout has its own version
+constexpr int64_t kSumBytes = 256 << 10;         // summed at a time: stays in a core's cache
+constexpr int64_t kPartBytes = 4 << 20;          // asked of the disk or written at a time
+// More would read no faster, and the team that computes has taken its threads already.
+constexpr int kMostThreads = 2;
 
 std::string reason(const char* what, const std::string& path) {
   return std::string("cannot ") + what + " '" + path + "': " + std::strerror(errno);
@@ -76,10 +79,9 @@ Status compare(const PackIdentity& got, const PackIdentity& expected) {
   };
   if (got.pack_version != expected.pack_version)
     return differs("layout version", got.pack_version, expected.pack_version);
-  if (got.fingerprint != expected.fingerprint || got.source_bytes != expected.source_bytes)
+  if (got.fingerprint != expected.fingerprint || got.source_bytes != expected.source_bytes ||
+      got.source_mtime_ns != expected.source_mtime_ns)
     return failed("it belongs to another model file");
-  if (got.source_mtime_ns != expected.source_mtime_ns)
-    return failed("the model file has been written since");
   if (got.layout != expected.layout) return failed("its matrices lie in another order");
   if (got.data_bytes != expected.data_bytes)
     return differs("size of the data", got.data_bytes, expected.data_bytes);
@@ -164,35 +166,66 @@ Result<uint64_t> model_fingerprint(const Gguf& file) {
 
 PackCache::PackCache(std::string folder, const PackIdentity& id, int n_threads)
     : folder_(std::move(folder)),
-      path_(folder_ + "/" + hex(id.fingerprint) + ".pack"),
+      path_(folder_ + "/" + hex(id.fingerprint) + "-" + std::to_string(id.source_bytes) + "-" +
+            std::to_string(id.source_mtime_ns) + ".pack"),
       unfinished_(path_ + ".unfinished"),
       id_(id),
-      n_threads_(n_threads) {}
+      n_threads_(std::clamp(n_threads, 1, kMostThreads)) {}
 
-// Sums of chunks, summed in order: the same for any number of threads. With a file, its pages are
-// asked for first.
-uint64_t PackCache::checksum(std::span<const std::byte> data, const MappedFile* file,
-                             const Progress& progress) const {
-  const auto total = static_cast<int64_t>(data.size());
-  std::vector<uint64_t> sums(static_cast<size_t>((total + kChunk - 1) / kChunk));
-  std::atomic<size_t> next{0};
-  std::mutex telling;
+// Sums of pieces, summed in order: the same for any number of threads.
+Result<uint64_t> PackCache::checksum(const Fetch& fetch, const Progress& progress) const {
+  const auto total = static_cast<int64_t>(id_.data_bytes);
+  std::vector<uint64_t> sums(static_cast<size_t>((total + kSumBytes - 1) / kSumBytes));
+  std::atomic<int64_t> next{0};
+  std::mutex telling;  // guards the two below
   int64_t done = 0;
-  ThreadPool(n_threads_).run([&](int, int) {
+  Status status = Ok{};
+  const auto sum_part = [&](int thread, int64_t begin, int64_t end) -> Status {
+    for (int64_t at = begin; at < end; at += kSumBytes) {
+      const auto n = static_cast<size_t>(std::min(kSumBytes, end - at));
+      const Result<Piece> piece = fetch(thread, static_cast<uint64_t>(at), n);
+      if (!piece) return piece.error();
+      const auto i = static_cast<size_t>(at / kSumBytes);
+      sums[i] = hash_bytes(*piece, i);
+    }
+    return Ok{};
+  };
+  ThreadPool(n_threads_).run([&](int thread, int) {
     for (;;) {
-      const size_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= sums.size()) return;
-      const int64_t begin = static_cast<int64_t>(i) * kChunk, n = std::min(kChunk, total - begin);
-      if (file != nullptr) {
-        file->populate(kPackDataOffset + static_cast<uint64_t>(begin), static_cast<uint64_t>(n));
-      }
-      sums[i] = hash_bytes(data.subspan(static_cast<size_t>(begin), static_cast<size_t>(n)), i);
+      const int64_t begin = next.fetch_add(kPartBytes, std::memory_order_relaxed);
+      if (begin >= total) return;
+      const int64_t end = std::min(total, begin + kPartBytes);
+      Status summed = sum_part(thread, begin, end);
       const std::lock_guard lock(telling);
-      done += n;
+      if (!summed) status = summed;
+      if (!status) return;
+      done += end - begin;
       if (progress) progress(done, total);
     }
   });
-  return hash_bytes(std::as_bytes(std::span(sums)), data.size());
+  if (!status) return status.error();
+  return hash_bytes(std::as_bytes(std::span(sums)), id_.data_bytes);
+}
+
+// By read(), not through the mapping: what the disk cannot give is then an Error, not a signal. The
+// kernel is asked to map large parts first, which is also how they come from the disk fastest.
+Result<uint64_t> PackCache::file_checksum(const MappedFile& file, const Progress& progress) const {
+  std::vector<std::byte> buffers(static_cast<size_t>(kMostThreads * kSumBytes));
+  std::vector<Status> parts(kMostThreads, Ok{});  // of each thread: whether its part was mapped
+  const auto fetch = [&](int thread, uint64_t at, size_t n) -> Result<Piece> {
+    Status& mapped = parts[static_cast<size_t>(thread)];
+    if (at % kPartBytes == 0) {
+      const uint64_t part = std::min<uint64_t>(kPartBytes, id_.data_bytes - at);
+      mapped = file.populate(kPackDataOffset + at, part);
+    }
+    const std::span<std::byte> out(buffers.data() + thread * kSumBytes, n);
+    if (Status status = file.read(kPackDataOffset + at, out); !status) return status.error();
+    // Last, as read() knows why.
+    const bool ends = (at + n) % kPartBytes == 0 || at + n == id_.data_bytes;
+    if (ends && !mapped) return mapped.error();
+    return Piece(out);
+  };
+  return checksum(fetch, progress);
 }
 
 Result<std::optional<MappedFile>> PackCache::open(const Progress& progress) const {
@@ -214,9 +247,22 @@ Result<std::optional<MappedFile>> PackCache::open(const Progress& progress) cons
   if (!header) return unusable(header.error().message);
   if (Status status = compare(header->id, id_); !status) return unusable(status.error().message);
   file->use_mapping();
-  const auto data = file->bytes().subspan(kPackDataOffset);
-  if (checksum(data, &*file, progress) != header->checksum) return unusable("its data is damaged");
+  const Result<uint64_t> sum = file_checksum(*file, progress);
+  if (!sum) return unusable(sum.error().message);
+  if (*sum != header->checksum) return unusable("its data is damaged");
+  remove_unfinished();
   return std::optional<MappedFile>(std::move(*file));
+}
+
+// What a killed writer left beside a good file would stay for ever. The lock and the name are
+// looked at as in write(): a file that somebody is writing, or has just renamed, stays.
+void PackCache::remove_unfinished() const {
+  const int fd = ::open(unfinished_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return;
+  const Closing closing(fd);
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0 && same_file(fd, unfinished_)) {
+    ::unlink(unfinished_.c_str());
+  }
 }
 
 Result<bool> PackCache::write(std::span<const std::byte> data, bool keep,
@@ -253,16 +299,21 @@ Status PackCache::write_locked(int fd, std::span<const std::byte> data, bool kee
       errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR) {
     return failed(reason("write", unfinished_));
   }
-  const PackHeader header{id_, checksum(data, nullptr, {})};
+  const auto fetch = [&](int, uint64_t at, size_t n) -> Result<Piece> {
+    return data.subspan(static_cast<size_t>(at), n);
+  };
+  const Result<uint64_t> sum = checksum(fetch, {});
+  if (!sum) return sum.error();
+  const PackHeader header{id_, *sum};
   if (Status s = write_all(fd, 0, encode_pack_header(header), unfinished_); !s) return s;
-  for (int64_t at = 0; at < total; at += kChunk) {
-    const int64_t n = std::min(kChunk, total - at);
+  for (int64_t at = 0; at < total; at += kPartBytes) {
+    const int64_t n = std::min(kPartBytes, total - at);
     const auto chunk = data.subspan(static_cast<size_t>(at), static_cast<size_t>(n));
     const uint64_t to = kPackDataOffset + static_cast<uint64_t>(at);
     if (Status s = write_all(fd, to, chunk, unfinished_); !s) return s;
     if (!keep) {
       // Only what has reached the disk can be dropped.
-      ::fdatasync(fd);
+      if (::fdatasync(fd) != 0) return failed(reason("write", unfinished_));
       ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
     }
     if (progress) progress(at + n, total);

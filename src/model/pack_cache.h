@@ -1,8 +1,9 @@
-// Packed weights in a file that later starts map instead of packing again: DIR/<fingerprint>.pack.
-// Owns the file's format and the rules of its life: written beside, synced, renamed; one writer at
-// a time; never changed afterwards. Trusts no number of the file: a header that is damaged, of
-// another version, of another model or of another length is refused with the reason, and so is data
-// whose checksum differs.
+// Packed weights in a file that later starts map instead of packing again:
+// DIR/<fingerprint>-<bytes>-<last change>.pack, the latter two of the model file. Owns the file's
+// format and the rules of its life: written beside, synced, renamed; one writer at a time; never
+// changed afterwards. Trusts no number of the file: a header that is damaged, of another version,
+// of another model or of another length is refused with the reason, and so is data that cannot be
+// read or whose checksum differs.
 #pragma once
 
 #include <array>
@@ -48,6 +49,7 @@ class PackCache {
  public:
   using Progress = std::function<void(int64_t done, int64_t total)>;
 
+  // n_threads: more than two are not used.
   PackCache(std::string folder, const PackIdentity& id, int n_threads);
 
   const std::string& path() const { return path_; }
@@ -62,8 +64,12 @@ class PackCache {
  private:
   Status write_locked(int fd, std::span<const std::byte> data, bool keep,
                       const Progress& progress) const;
-  uint64_t checksum(std::span<const std::byte> data, const MappedFile* file,
-                    const Progress& progress) const;
+  using Piece = std::span<const std::byte>;
+  // The n bytes of the data at `at`, until the same thread asks again.
+  using Fetch = std::function<Result<Piece>(int thread, uint64_t at, size_t n)>;
+  Result<uint64_t> checksum(const Fetch& fetch, const Progress& progress) const;
+  Result<uint64_t> file_checksum(const MappedFile& file, const Progress& progress) const;
+  void remove_unfinished() const;
 
   std::string folder_, path_, unfinished_;
   PackIdentity id_;
