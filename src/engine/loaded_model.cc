@@ -386,8 +386,9 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
-MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team) {
-  return measure_cpu(n_threads, isa, team);
+TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options) {
+  return measure_cpu(
+      {report.n_threads, report.n_threads_batch, report.isa, options.team, options.team_batch});
 }
 
 }  // namespace bantam

@@ -121,7 +121,7 @@ class LoadedModel {
 // Names of the instruction sets that this CPU can run.
 std::string instruction_sets();
 
-// Measured now with n_threads (DESIGN section 1), for bench.
-MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team = {});
+// Measured now with both teams of the model loaded so (DESIGN section 1), for bench.
+TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options);
 
 }  // namespace bantam
