@@ -1,7 +1,8 @@
 // Speed of every slot of the kernel tables, instruction set by instruction set: the matrix products
-// of each weight type, activation rounding and number of rows; scores and weighted sums of each KV
-// type; the row functions. Medians, on all threads, beside the read bandwidth and the dot rate
-// measured in the same run. `kernels_bench --help` lists the flags.
+// of each weight type, activation rounding and number of rows, from rounded values and, where the
+// backend would, from tables; scores and weighted sums of each KV type; the row functions. Medians,
+// on all threads, beside the read bandwidth and the dot rate measured in the same run.
+// `kernels_bench --help` lists the flags.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -118,23 +119,30 @@ struct Activations {
   Buffer<int8_t> q, low;
   Buffer<int32_t> sums;
   Buffer<int16_t> sums16;
+  Buffer<std::byte> tables;
   ActRows rows;
 };
 
-// Rounded and spread over panels as CpuBackend::prepare_row does. Block 0: floats only.
-Activations make_activations(const Bench& b, int n_rows, int block, bool wide) {
+// What a product reads of its activations.
+enum class Reads { floats, codes, tables };
+
+// Rounded, then spread over panels or made tables as CpuBackend::prepare_row does.
+Activations make_activations(const Bench& b, int n_rows, int block, bool wide, Reads reads) {
   Activations a;
   const int64_t n = int64_t{n_rows} * kCols;
   a.x = buffer<float>(n);
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
   for (int64_t i = 0; i < n; ++i) a.x[size_t(i)] = normal(random);
-  if (block == 0) return a;
+  if (reads == Reads::floats) return a;
   a.d = buffer<float>(n / block);
   a.sums = buffer<int32_t>(n / block);
   a.sums16 = buffer<int16_t>(n / 16);
   a.q = buffer<int8_t>(n);
   if (wide) a.low = buffer<int8_t>(n);
+  const int planes = wide ? 3 : 2;
+  const int64_t row_tables = table_bytes(kCols, planes);
+  if (reads == Reads::tables) a.tables = buffer<std::byte>(n_rows * row_tables);
   Buffer<int8_t> codes = buffer<int8_t>(kCols), low = buffer<int8_t>(kCols);
   for (int t = 0; t < n_rows; ++t) {
     const float* x = a.x.get() + int64_t{t} * kCols;
@@ -146,13 +154,18 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide) {
       b.kernels.quantize(x, kCols, block, codes.get(), d, sums,
                          a.sums16.get() + int64_t{t} * (kCols / 16));
     }
+    if (reads == Reads::tables) {
+      b.kernels.build_tables(codes.get(), wide ? low.get() : nullptr, kCols,
+                             a.tables.get() + t * row_tables);
+    }
     for (int c = 0; c < kCols; ++c) {
       const auto to = static_cast<size_t>(act_offset(n_rows, kCols, t, c));
       a.q[to] = codes[size_t(c)];
       if (wide) a.low[to] = low[size_t(c)];
     }
   }
-  a.rows = {n_rows, kCols, block, a.q.get(), a.d.get(), a.sums.get(), a.sums16.get(), a.low.get()};
+  a.rows = {n_rows,       kCols,          block,       a.q.get(),      a.d.get(),
+            a.sums.get(), a.sums16.get(), a.low.get(), a.tables.get(), planes};
   return a;
 }
 
@@ -181,31 +194,38 @@ void multiply(const Bench& b, const Weights& m, const Activations& a, int n_rows
   });
 }
 
-void bench_product(const Bench& b, const Weights& m, int n_rows, int block, bool wide) {
-  const Activations a = make_activations(b, n_rows, block, wide);
+void bench_product(const Bench& b, const Weights& m, int n_rows, int block, bool wide,
+                   Reads reads) {
+  const Activations a = make_activations(b, n_rows, block, wide, reads);
   Buffer<float> y = buffer<float>(int64_t{n_rows} * m.w.rows);
   Buffer<float> scratch = buffer<float>(int64_t{b.pool.size()} * kCols);
   const double s =
       median_seconds(b.options, [&] { multiply(b, m, a, n_rows, y.get(), scratch.get()); });
   const double weights = double(m.w.rows) * kCols / s * 1e-9, gmac = weights * n_rows;
-  const char* act = block == 0 ? "f32" : wide ? "i16" : "i8";
-  std::printf("%-10s %-6s %-3s %3d %4d %8.2f %11.2f %9.1f %7.1f\n", b.isa.name, info(m.w.type).name,
-              act, block, n_rows, double(m.bytes) / s * 1e-9, weights, gmac, b.share(gmac));
+  const char* act = reads == Reads::floats ? "f32" : wide ? "i16" : "i8";
+  const char* from = reads == Reads::floats ? "x" : reads == Reads::codes ? "q" : "tables";
+  std::printf("%-10s %-6s %-3s %-6s %3d %4d %8.2f %11.2f %9.1f %7.1f\n", b.isa.name,
+              info(m.w.type).name, act, from, block, n_rows, double(m.bytes) / s * 1e-9, weights,
+              gmac, b.share(gmac));
 }
 
 void bench_weights(const Bench& b, WeightType type) {
   const int64_t large = b.slow() ? 128 << 10 : int64_t{b.options.mib} << 20;
   const int64_t small = b.slow() ? 32 << 10 : 2 << 20;
   const int own = info(type).act_block;
+  const int table_rows = b.kernels.weight[static_cast<int>(type)].table_rows;
   for (const int n_rows : {1, 4, 8, 16, 64}) {
     if (!b.wanted(n_rows)) continue;
     const Weights m = make_weights(b, type, n_rows <= 4 ? large : small);
     // The type's own activation block, and 32 as the input of the down projection has.
     for (int block = own; block != 0; block = block > 32 ? 32 : 0) {
-      bench_product(b, m, n_rows, block, false);
-      if (info(type).act_i16) bench_product(b, m, n_rows, block, true);
+      for (const bool wide : {false, true}) {
+        if (wide && !info(type).act_i16) continue;
+        bench_product(b, m, n_rows, block, wide, Reads::codes);
+        if (n_rows <= table_rows) bench_product(b, m, n_rows, block, wide, Reads::tables);
+      }
     }
-    bench_product(b, m, n_rows, 0, false);
+    bench_product(b, m, n_rows, 0, false, Reads::floats);
   }
 }
 
@@ -241,7 +261,7 @@ KvData make_kv(const Bench& b, KvType type) {
 void print_kv(const Bench& b, const char* what, KvType type, const KvData& kv, int n_rows,
               double s) {
   const double gmac = double(kv.n_tiles) * kKvTile * kHeadDim * n_rows / s * 1e-9;
-  std::printf("%-10s %-6s %-6s    %4d %8.2f %11s %9.1f %7.1f\n", b.isa.name, info(type).name, what,
+  std::printf("%-10s %-6s %-14s %4d %8.2f %11s %9.1f %7.1f\n", b.isa.name, info(type).name, what,
               n_rows, double(kv.n_tiles * kv.tile_bytes) / s * 1e-9, "-", gmac, b.share(gmac));
 }
 
@@ -314,7 +334,7 @@ void bench_rows(const Bench& b, const char* what, int64_t bytes, Row&& row) {
       for (int i = 0; i < times; ++i) row(thread);
     });
   });
-  std::printf("%-10s %-18s      %8.2f\n", b.isa.name, what,
+  std::printf("%-10s %-26s %8.2f\n", b.isa.name, what,
               double(bytes) * times * b.pool.size() / s * 1e-9);
 }
 
@@ -353,13 +373,14 @@ void bench_row_functions(const Bench& b) {
 // ---- the tables
 
 void bench_isa(const Options& o, const Isa& isa, ThreadPool& pool) {
-  const Bench b{o, isa, kernels_of(isa), pool, measure_cpu(o.threads, isa.name)};
+  const Bench b{o, isa, kernels_of(isa), pool,
+                measure_cpu({.n_threads = o.threads, .isa = isa.name}).single};
   std::printf(
       "\n%s: read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %.0f GMAC/s, measured dot rate "
-      "%.0f GMAC/s\n%-10s %-6s %-3s %3s %4s %8s %11s %9s %7s\n",
+      "%.0f GMAC/s\n%-10s %-6s %-3s %-6s %3s %4s %8s %11s %9s %7s\n",
       isa.name, b.machine.read_gb_s, b.machine.clock_ghz, b.machine.int8_gmac_s,
-      b.machine.int8_measured_gmac_s, "isa", "type", "act", "blk", "rows", "GB/s", "G weights/s",
-      "GMAC/s", "% dots");
+      b.machine.int8_measured_gmac_s, "isa", "type", "act", "reads", "blk", "rows", "GB/s",
+      "G weights/s", "GMAC/s", "% dots");
   for (int i = 0; i < kNumWeightTypes; ++i) {
     if (o.type.empty() || o.type == kWeightTypes[i].name) bench_weights(b, WeightType(i));
   }

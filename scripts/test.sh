@@ -16,6 +16,7 @@ mkdir -p build/logs
 count() { # count NAME PASSED FAILED SECONDS
   passed=$((passed + $2)); failed=$((failed + $3))
   printf '%-28s %5d passed, %d failed  (%d s)\n' "$1" "$2" "$3" "$4"
+  grep -hs '^not run: ' "build/logs/$1.log" || true
 }
 
 one() { # one NAME COMMAND...: a single pass or fail

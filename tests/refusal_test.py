@@ -148,7 +148,9 @@ answers("one CPU", ["taskset", "-c", one], threads=1)
 answers("one CPU, 4 threads", ["taskset", "-c", one], "-t", "4", threads=4, words=["4 threads share 1 CPU:"])
 answers("more threads than CPUs", [], "-t", str(len(cpus) + 1), words=["fewer threads would be faster"])
 answers("part of the mask", [], "-C", hex(1 << 4000 | 1 << cpus[0]), threads=1, words=["of which this process may use"])
-if os.getpriority(os.PRIO_PROCESS, 0) >= 0 and shutil.which("setpriv"):
+if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+    not_run("priority without permission", "a process started below nice 0 may ask for what it has")
+elif check("setpriv of util-linux is there", shutil.which("setpriv") is not None, "install util-linux"):
     answers("priority without permission", ["setpriv", "--bounding-set", "-sys_nice", "--inh-caps", "-sys_nice"] if os.geteuid() == 0 else [],
             "--prio", "2", words=["no permission for --prio 2"])
 

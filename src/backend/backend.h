@@ -137,6 +137,12 @@ struct MachineSpeed {
   double int8_gmac_s = 0;           // nominal: multiply-adds a cycle x cores x clock
   double int8_measured_gmac_s = 0;  // dot instructions on registers alone, on all threads
   double clock_ghz = 0;
+  bool operator==(const MachineSpeed&) const = default;
+};
+
+// Of the team for single tokens and of the one for several rows together.
+struct TeamSpeeds {
+  MachineSpeed single, batch;
 };
 
 }  // namespace bantam

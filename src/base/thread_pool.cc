@@ -110,6 +110,12 @@ ThreadPool::ThreadPool(int n_threads, std::vector<TeamSetup> setups)
   for (const TeamSetup& setup : setups_) {
     placed_ |= !setup.cpus.empty() || setup.nice != 0;
     const CpuSet& cpus = setup.cpus.empty() ? CpuSet::of_process() : setup.cpus;
+    const std::vector<int> list = cpus.list();
+    std::vector<CpuSet>& places = places_.emplace_back(static_cast<size_t>(n_threads), cpus);
+    for (size_t t = 0; setup.strict && !list.empty() && t < places.size(); ++t) {
+      places[t] = CpuSet();
+      places[t].add(list[t % list.size()]);
+    }
     const double n = cpus.empty() ? std::thread::hardware_concurrency() : cpus.count();
     spinning_.push_back({setup.granted > 0 ? std::min(n, setup.granted) : n,
                          measured_spin_rounds() * setup.poll / 50});
@@ -129,18 +135,10 @@ ThreadPool::~ThreadPool() {
 }
 
 // The calling thread, as member `thread` of the team. What the kernel refuses stays as it is:
-// whoever made the setup has asked before.
+// whoever made the setup has asked before. Runs inside a token's step, so it allocates nothing.
 void ThreadPool::place(int thread, int setup) const {
   const TeamSetup& to = setups_[static_cast<size_t>(setup)];
-  const CpuSet& cpus = to.cpus.empty() ? CpuSet::of_process() : to.cpus;
-  if (to.strict && !cpus.empty()) {
-    const std::vector<int> list = cpus.list();
-    CpuSet one;
-    one.add(list[static_cast<size_t>(thread) % list.size()]);
-    one.apply_to_this_thread();
-  } else {
-    cpus.apply_to_this_thread();
-  }
+  places_[static_cast<size_t>(setup)][static_cast<size_t>(thread)].apply_to_this_thread();
   const int nice = std::clamp(process_nice() + to.nice, -20, 19);
   ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), nice);
 }

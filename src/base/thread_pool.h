@@ -74,7 +74,8 @@ class ThreadPool {
     int64_t rounds;
   };
   const std::vector<TeamSetup> setups_;
-  std::vector<Spinning> spinning_;  // of each setup
+  std::vector<Spinning> spinning_;           // of each setup
+  std::vector<std::vector<CpuSet>> places_;  // [setup][thread]
   std::vector<std::thread> workers_;
   // One for each thread: 1 while it sleeps or is about to; the futex it sleeps on.
   std::unique_ptr<std::atomic<uint32_t>[]> parked_;

@@ -1,7 +1,7 @@
 // `bantam bench`: prompt and generation speed as llama-bench measures them, and generation of
 // several sequences together, beside the read bandwidth and the int8 peak of the same run. Tests of
 // one depth take turns, so that a slow minute of the machine does not fall on one of them alone;
-// the machine is measured before and after, the better counts.
+// the machine is measured before and after, with the threads of each team, the better counts.
 #include <algorithm>
 #include <chrono>
 #include <ctime>
@@ -181,11 +181,17 @@ Status run_depth(LoadedModel& model, const CliOptions& o, std::span<BenchRow> ro
 }
 
 // Measured where the memory allows; a small board is not pushed into its swap for a number.
-MachineSpeed measure(const ModelReport& report, const TeamWish& team) {
+TeamSpeeds measure(const ModelReport& report, const EngineOptions& options) {
   constexpr int64_t kNeeded = 1 << 30;
   const int64_t available = available_memory_bytes();
   if (available > 0 && available < kNeeded) return {};
-  return measure_machine(report.n_threads, report.isa, team);
+  return measure_machine(report, options);
+}
+
+MachineSpeed better(const MachineSpeed& a, const MachineSpeed& b) {
+  return {std::max(a.read_gb_s, b.read_gb_s), std::max(a.int8_gmac_s, b.int8_gmac_s),
+          std::max(a.int8_measured_gmac_s, b.int8_measured_gmac_s),
+          std::max(a.clock_ghz, b.clock_ghz)};
 }
 
 Status run_config(const CliOptions& o, const BenchConfig& config,
@@ -207,7 +213,7 @@ Status run_config(const CliOptions& o, const BenchConfig& config,
   Result<std::unique_ptr<LoadedModel>> model = load_with_progress(mine);
   if (!model) return model.error();
   const ModelReport& report = (*model)->report();
-  const MachineSpeed before = measure(report, o.engine.team);
+  const TeamSpeeds before = measure(report, mine.engine);
   const size_t first = rows.size();
   for (const BenchTest& test : tests) rows.push_back({test, config, {}, report, {}, {}});
   for (size_t i = first; i < rows.size();) {
@@ -217,12 +223,10 @@ Status run_config(const CliOptions& o, const BenchConfig& config,
       return status;
     i = end;
   }
-  const MachineSpeed after = measure(report, o.engine.team);
+  const TeamSpeeds after = measure(report, mine.engine);
   for (size_t i = first; i < rows.size(); ++i) {
-    rows[i].machine = {std::max(before.read_gb_s, after.read_gb_s),
-                       std::max(before.int8_gmac_s, after.int8_gmac_s),
-                       std::max(before.int8_measured_gmac_s, after.int8_measured_gmac_s),
-                       std::max(before.clock_ghz, after.clock_ghz)};
+    rows[i].machine = rows[i].on_batch_team() ? better(before.batch, after.batch)
+                                              : better(before.single, after.single);
   }
   return Ok{};
 }

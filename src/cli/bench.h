@@ -26,9 +26,14 @@ struct BenchRow {
   std::string started;  // UTC
   ModelReport report;
   std::vector<double> seconds;
-  MachineSpeed machine;
+  MachineSpeed machine;  // of the team that ran the test
 
   double tokens() const { return double(test.n_parallel) * (test.n_prompt + test.n_gen); }
+  // Its steps, or those of its prompt, are of several rows.
+  bool on_batch_team() const {
+    const bool prompt_rows = test.n_prompt > 1 && config.n_batch > 1 && config.n_ubatch > 1;
+    return prompt_rows || test.n_parallel > 1;
+  }
   double median_s() const;
   double tokens_per_s() const { return tokens() / median_s(); }  // the median run's
   std::vector<double> rates() const;

@@ -94,6 +94,7 @@ Json as_json(const BenchRow& row) {
        {"n_batch", row.config.n_batch},
        {"n_ubatch", row.config.n_ubatch},
        {"n_threads", r.n_threads},
+       {"n_threads_batch", r.n_threads_batch},
        {"cpu_mask", r.team.cpus.mask()},
        {"cpu_strict", r.team.strict.value_or(false)},
        {"poll", r.team.poll.value_or(50)},
@@ -126,6 +127,19 @@ Json as_json(const BenchRow& row) {
   return json;
 }
 
+// "2", or "1/2" when steps of several rows run on another number of threads.
+std::string threads_text(const ModelReport& r) {
+  std::string text = std::to_string(r.n_threads);
+  if (r.n_threads_batch != r.n_threads) text += "/" + std::to_string(r.n_threads_batch);
+  return text;
+}
+
+void print_machine(const MachineSpeed& m) {
+  std::printf("read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %.0f GMAC/s\n", m.read_gb_s,
+              m.clock_ghz, m.int8_gmac_s);
+  std::printf("measured dot rate %.0f GMAC/s\n", m.int8_measured_gmac_s);
+}
+
 void print_md(const std::vector<BenchRow>& rows) {
   std::printf(
       "| model | size | params | K | V | threads | test | t/s (median) | reads | of read "
@@ -133,10 +147,11 @@ void print_md(const std::vector<BenchRow>& rows) {
       "| of measured dots |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (const BenchRow& row : rows) {
     const ModelReport& r = row.report;
-    std::string line = fmt::format(
-        "| {} | {:.2f} MiB | {:.2f} M | {} | {} | {} | {} | {:.2f} ± {:.2f} | ", model_type(r),
-        double(r.memory.weight_bytes) / (1 << 20), double(r.n_params) / 1e6, info(r.type_k).name,
-        info(r.type_v).name, r.n_threads, row.test.name(), row.tokens_per_s(), stddev(row.rates()));
+    std::string line =
+        fmt::format("| {} | {:.2f} MiB | {:.2f} M | {} | {} | {} | {} | {:.2f} ± {:.2f} | ",
+                    model_type(r), double(r.memory.weight_bytes) / (1 << 20),
+                    double(r.n_params) / 1e6, info(r.type_k).name, info(r.type_v).name,
+                    threads_text(r), row.test.name(), row.tokens_per_s(), stddev(row.rates()));
     line += row.read_gb_s() > 0 ? fmt::format("{:.2f} GB/s | ", row.read_gb_s()) : "- | ";
     line += row.read_share() > 0 ? fmt::format("{:.1f} % | ", 100 * row.read_share()) : "- | ";
     line += fmt::format("{:.1f} | ", row.g_weights_s());
@@ -149,11 +164,14 @@ void print_md(const std::vector<BenchRow>& rows) {
   const BenchRow& row = rows.front();
   std::printf("\n%s, %s, commit %s; median of %zu runs\n", row.report.cpu.c_str(),
               row.report.isa.c_str(), commit_text().c_str(), row.seconds.size());
-  const MachineSpeed& m = row.machine;
-  if (m.read_gb_s == 0) return;  // too little memory to measure
-  std::printf("read bandwidth %.1f GB/s, clock %.2f GHz, int8 peak %.0f GMAC/s\n", m.read_gb_s,
-              m.clock_ghz, m.int8_gmac_s);
-  std::printf("measured dot rate %.0f GMAC/s\n", m.int8_measured_gmac_s);
+  if (row.machine.read_gb_s == 0) return;  // too little memory to measure
+  print_machine(row.machine);
+  const auto other = std::find_if(rows.begin(), rows.end(), [&](const BenchRow& each) {
+    return each.on_batch_team() != row.on_batch_team();
+  });
+  if (other == rows.end() || other->machine == row.machine) return;
+  std::printf("with the threads of %s: ", other->test.name().c_str());
+  print_machine(other->machine);
 }
 
 void print_csv(const std::vector<BenchRow>& rows) {

@@ -1,4 +1,4 @@
-// The measured ceiling of the scalar tables: multiply-adds of single integers, eight chains.
+// The measured dot rate of the scalar tables: multiply-adds of single integers, eight chains.
 #pragma once
 
 #include "cpu/kernels.h"

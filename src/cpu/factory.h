@@ -39,7 +39,8 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options,
 int default_threads();
 std::string cpu_name();
 std::string isa_names();  // supported here, space separated
-// With the CPUs and the priority of the team that generates.
-MachineSpeed measure_cpu(int n_threads, const std::string& isa, const TeamWish& team = {});
+// With the threads, CPUs and priorities of each team, measured once when both are alike. The
+// options are those that a backend was made of.
+TeamSpeeds measure_cpu(const CpuOptions& options);
 
 }  // namespace bantam

@@ -157,24 +157,30 @@ double clock_ghz() {
   return best;
 }
 
-}  // namespace
-
-MachineSpeed measure_cpu(int n_threads, const std::string& isa, const TeamWish& team) {
-  CpuOptions options;
-  options.n_threads = n_threads;
-  options.team = team;
-  Result<Teams> teams = make_teams(options);
-  CHECK(teams.ok());  // these threads have run on these CPUs
-  ThreadPool pool(teams->n_threads, teams->setups);
+MachineSpeed measure_team(int n_threads, const TeamSetup& setup, const Isa& isa) {
+  ThreadPool pool(n_threads, {setup});
   pool.use(0);
   MachineSpeed speed;
   speed.clock_ghz = clock_ghz();
   speed.read_gb_s = read_bandwidth(pool);
-  Result<const Isa*> chosen = choose_isa(isa.c_str());
-  CHECK(chosen);  // the name of a backend that runs
-  speed.int8_gmac_s = double((*chosen)->nominal_macs) * n_threads * speed.clock_ghz;
-  speed.int8_measured_gmac_s = dot_rate(pool, kernels_of(**chosen));
+  speed.int8_gmac_s = double(isa.nominal_macs) * n_threads * speed.clock_ghz;
+  speed.int8_measured_gmac_s = dot_rate(pool, kernels_of(isa));
   return speed;
+}
+
+}  // namespace
+
+TeamSpeeds measure_cpu(const CpuOptions& options) {
+  Result<Teams> teams = make_teams(options);
+  CHECK(teams.ok());  // these threads have run on these CPUs
+  Result<const Isa*> isa = choose_isa(options.isa.c_str());
+  CHECK(isa);  // the name of a backend that runs
+  TeamSpeeds speeds;
+  speeds.single = speeds.batch = measure_team(teams->n_threads, teams->setups.front(), **isa);
+  if (teams->n_threads_batch != teams->n_threads || teams->setups.size() > 1) {
+    speeds.batch = measure_team(teams->n_threads_batch, teams->setups.back(), **isa);
+  }
+  return speeds;
 }
 
 }  // namespace bantam

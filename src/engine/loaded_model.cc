@@ -349,6 +349,7 @@ Result<std::unique_ptr<LoadedModel>> LoadedModel::load(
   if (!model) return model.error();
   loaded->model_ = std::move(*model);
   loaded->report_.load = loaded->model_->load_report();
+  loaded->rows_.reserve(static_cast<size_t>(loaded->model_->options().max_rows));
   return loaded;
 }
 
@@ -363,19 +364,18 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
   }
   int step = chunk > 0 ? std::min(chunk, options.max_rows) : options.max_rows;
   if (all_logits) step = std::min(step, options.max_logit_rows);
-  std::vector<BatchRow> rows;
   for (size_t done = 0; done < tokens.size();) {
     if (keep_going && !keep_going()) return Error{ErrorKind::cancelled, "cancelled"};
     const size_t n = std::min(static_cast<size_t>(step), tokens.size() - done);
-    rows.clear();
+    rows_.clear();
     for (size_t i = 0; i < n; ++i) {
       const bool last = done + i + 1 == tokens.size();
-      rows.push_back({tokens[done + i], seq, start + static_cast<int>(done + i),
-                      on_logits && (all_logits || last)});
+      rows_.push_back({tokens[done + i], seq, start + static_cast<int>(done + i),
+                       on_logits && (all_logits || last)});
     }
-    model_->step(rows);
+    model_->step(rows_);
     int index = 0;
-    for (const BatchRow& row : rows) {
+    for (const BatchRow& row : rows_) {
       if (row.want_logits) on_logits(row.pos, model_->logits(index++));
     }
     done += n;
@@ -386,8 +386,9 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
-MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team) {
-  return measure_cpu(n_threads, isa, team);
+TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options) {
+  return measure_cpu(
+      {report.n_threads, report.n_threads_batch, report.isa, options.team, options.team_batch});
 }
 
 }  // namespace bantam

@@ -103,7 +103,7 @@ class LoadedModel {
   // Feeds tokens to a sequence from its present length on, in chunks of at most `chunk` rows (0:
   // n_ubatch). on_logits (may be empty) is called for every position when all_logits, else for the
   // last one only. Errors: the sequence would grow beyond its context; cancelled when keep_going
-  // returns false between chunks.
+  // returns false between chunks. No memory is allocated.
   using LogitsSink = std::function<void(int pos, std::span<const float> logits)>;
   Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits,
               const LogitsSink& on_logits, const std::function<bool()>& keep_going = {});
@@ -115,12 +115,13 @@ class LoadedModel {
   ModelReport report_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;
+  std::vector<BatchRow> rows_;  // of eval's present step; room for the largest from the start
 };
 
 // Names of the instruction sets that this CPU can run.
 std::string instruction_sets();
 
-// Measured now with n_threads (DESIGN section 1), for bench.
-MachineSpeed measure_machine(int n_threads, const std::string& isa, const TeamWish& team = {});
+// Measured now with both teams of the model loaded so (DESIGN section 1), for bench.
+TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options);
 
 }  // namespace bantam

@@ -5,7 +5,7 @@ BIN = os.environ.get("BANTAM_BIN", "build/release/bin")
 SMOLLM2 = os.environ.get("BANTAM_SMOLLM2", "build/models/SmolLM2-135M-Instruct.Q4_1.gguf")
 FULL = os.environ.get("BANTAM_FULL") == "1"
 TINY = "models/tiny-1bit-chat.gguf"
-passed = failed = 0
+passed = failed = skipped = 0
 
 
 def check(name, ok, detail=""):
@@ -19,7 +19,16 @@ def check(name, ok, detail=""):
     return ok
 
 
+def not_run(name, why):
+    global skipped
+    skipped += 1
+    print(f"not run: {name}: {why}")
+    sys.stdout.flush()
+
+
 def finish():
+    if skipped:
+        print(f"{skipped} not run")
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
