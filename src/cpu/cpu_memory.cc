@@ -73,9 +73,9 @@ CpuBackend::~CpuBackend() {
 
 Result<std::byte*> CpuBackend::allocate(int64_t bytes, const char* what) {
   CHECK(bytes >= 0);
-  const bool huge = bytes >= kHugePage;
-  const int64_t size = up_to(std::max<int64_t>(1, bytes), huge ? kHugePage : kPage);
-  std::byte* data = huge ? map_huge(size) : map_memory(size);
+  // Sized in small pages: a last huge page would be resident as a whole (8B: 4 MiB in all).
+  const int64_t size = up_to(std::max<int64_t>(1, bytes), kPage);
+  std::byte* data = bytes >= kHugePage ? map_huge(size) : map_memory(size);
   if (data == nullptr) return out_of_memory(bytes, what);
   regions_.push_back({data, size});
   return data;
