@@ -1,16 +1,24 @@
+# Sanitizers on unrolled kernels take minutes to compile at -O3; -O1 executes the same intrinsics.
+if(BANTAM_SANITIZE)
+  set(isa_level -O1)
+  set(isa_fma_level -O1)
+else()
+  set(isa_level -O3)
+  set(isa_fma_level -O2)
+endif()
 # Each ISA file of src/cpu carries its own machine flags; nothing else may use more than the baseline.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_scalar_fma.cc PROPERTIES
-    COMPILE_OPTIONS "-mfma;-mavx2;-O2")
+    COMPILE_OPTIONS "-mfma;-mavx2;${isa_fma_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx2.cc PROPERTIES
-    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-O3")
+    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avxvnni.cc PROPERTIES
-    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni;-O3")
+    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni;${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx512.cc PROPERTIES
-    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mgfni;-mfma;-mf16c;-O3")
+    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mgfni;-mfma;-mf16c;${isa_level}")
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_neon.cc PROPERTIES COMPILE_OPTIONS "-O3")
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_neon.cc PROPERTIES COMPILE_OPTIONS "${isa_level}")
   # zig spells features by -mcpu only.
   if(CMAKE_CROSSCOMPILING)
     set(dotprod "-mcpu=generic+dotprod")
@@ -19,7 +27,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   endif()
   set(i8mm "${dotprod}+i8mm")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_dotprod.cc PROPERTIES
-    COMPILE_OPTIONS "${dotprod};-O3")
+    COMPILE_OPTIONS "${dotprod};${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_i8mm.cc PROPERTIES
-    COMPILE_OPTIONS "${i8mm};-O3")
+    COMPILE_OPTIONS "${i8mm};${isa_level}")
 endif()
