@@ -184,4 +184,15 @@ with concurrent.futures.ThreadPoolExecutor(6) as pool:
 check("company does not change answers", alone == together, (alone, together))
 server.process.send_signal(signal.SIGINT)
 check("SIGINT ends with 0", server.stop() == 0)
+
+# ---- more signals while it ends: never killed by one
+codes = []
+for i in range(12):
+    server = Server()
+    server.process.send_signal(signal.SIGINT)
+    while server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM if i % 2 else signal.SIGINT)
+        time.sleep(0.0002 * i)
+    codes.append(server.process.wait(20))
+check("signals while it ends", codes == [0] * len(codes), codes)
 finish()

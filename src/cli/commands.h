@@ -20,6 +20,9 @@ Result<std::unique_ptr<LoadedModel>> load_with_progress(const CliOptions& option
 
 // Until install_interrupts(): SIGINT and SIGTERM end the process at once with this exit code.
 void exit_on_signals(int code);
+// The first one makes the returned descriptor readable, the second ends the process at once; both
+// with this exit code, and there is no moment at which one would kill it. -1: no descriptor left.
+int stop_on_signals(int code);
 // From now on they are counted; the second one ends the process with exit code 130.
 void install_interrupts();
 int interrupts();

@@ -1,5 +1,7 @@
+#include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -20,6 +22,17 @@ void on_interrupt(int) {
 }
 
 void on_exit_signal(int) { _exit(exit_code); }
+
+int stop_fd = -1;
+
+void on_stop_signal(int) {
+  const int saved = errno;
+  interrupt_count = interrupt_count + 1;
+  if (interrupt_count > 1) _exit(exit_code);
+  const uint64_t one = 1;
+  if (::write(stop_fd, &one, sizeof one) < 0) _exit(exit_code);
+  errno = saved;
+}
 
 void handle_signals(void (*handler)(int)) {
   struct sigaction action {};
@@ -104,6 +117,13 @@ Result<std::unique_ptr<LoadedModel>> load_with_progress(const CliOptions& option
 void exit_on_signals(int code) {
   exit_code = code;
   handle_signals(on_exit_signal);
+}
+
+int stop_on_signals(int code) {
+  stop_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  exit_code = code;
+  if (stop_fd >= 0) handle_signals(on_stop_signal);
+  return stop_fd;
 }
 
 void install_interrupts() { handle_signals(on_interrupt); }

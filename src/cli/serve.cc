@@ -46,7 +46,8 @@ ServerOptions server_options(const CliOptions& options) {
 int run_serve(const CliOptions& options) {
   if (Status status = check_sampling(options.sampling, 1 << 22); !status)
     return report_error(status.error());
-  exit_on_signals(0);
+  const int stop_fd = stop_on_signals(0);
+  if (stop_fd < 0) return report_error(failed("no file descriptor left for signals"));
   // Planned before the port is taken, so that a refusal leaves no trace.
   Result<ModelReport> planned = LoadedModel::plan(options.engine);
   if (!planned) return report_error(planned.error());
@@ -57,7 +58,7 @@ int run_serve(const CliOptions& options) {
   }
   std::atomic<bool> loading{true};
   std::thread io([&] {
-    (*server)->run();
+    (*server)->run(stop_fd);
     // A signal while weights are read: there is nothing to end in order, and reading may take
     // minutes from a memory card.
     if (loading.load()) _exit(0);

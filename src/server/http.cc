@@ -4,7 +4,6 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/beast/version.hpp>
-#include <csignal>
 #include <deque>
 #include <optional>
 #include <utility>
@@ -51,7 +50,11 @@ class Connection;
 
 struct HttpListener::Impl {
   Impl(HttpOptions o, HttpHandler h)
-      : options(std::move(o)), handler(std::move(h)), acceptor(loop), signals(loop), retry(loop) {}
+      : options(std::move(o)),
+        handler(std::move(h)),
+        acceptor(loop),
+        stop_event(loop),
+        retry(loop) {}
 
   void accept();
 
@@ -59,7 +62,7 @@ struct HttpListener::Impl {
   HttpHandler handler;
   asio::io_context loop{1};
   tcp::acceptor acceptor;
-  asio::signal_set signals;
+  asio::posix::stream_descriptor stop_event;
   asio::steady_timer retry;
   int n_connections = 0;
 };
@@ -387,19 +390,17 @@ int HttpListener::port() const {
   return impl_->acceptor.local_endpoint(ignored).port();
 }
 
-void HttpListener::run(std::function<void()> on_signal) {
+void HttpListener::run(int stop_fd, std::function<void()> on_stop) {
   error_code ignored;
-  impl_->signals.add(SIGINT, ignored);
-  impl_->signals.add(SIGTERM, ignored);
-  impl_->signals.async_wait([this, on_signal = std::move(on_signal)](error_code error, int) {
-    if (error) return;
-    on_signal();
-    // A second signal ends the process the plain way.
-    error_code none;
-    impl_->signals.clear(none);
-    impl_->loop.stop();
-  });
+  impl_->stop_event.assign(stop_fd, ignored);
+  impl_->stop_event.async_wait(asio::posix::stream_descriptor::wait_read,
+                               [this, on_stop = std::move(on_stop)](error_code error) {
+                                 if (error) return;
+                                 on_stop();
+                                 impl_->loop.stop();
+                               });
   impl_->loop.run();
+  impl_->stop_event.release();
 }
 
 void HttpListener::stop() {

@@ -58,8 +58,8 @@ class HttpListener {
                                                     HttpHandler handler);
   ~HttpListener();
   int port() const;
-  // on_signal: SIGINT or SIGTERM arrived; the loop stops afterwards.
-  void run(std::function<void()> on_signal);
+  // Serves until stop(), or until stop_fd becomes readable: then on_stop is called first.
+  void run(int stop_fd, std::function<void()> on_stop);
   void stop();  // thread safe
 
   struct Impl;

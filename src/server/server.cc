@@ -360,8 +360,8 @@ Result<std::unique_ptr<Server>> Server::bind(const ServerOptions& options) {
 
 int Server::port() const { return impl_->listener->port(); }
 
-void Server::run() {
-  impl_->listener->run([this] {
+void Server::run(int stop_fd) {
+  impl_->listener->run(stop_fd, [this] {
     impl_->stopped = true;
     // Nothing is half done while weights are still being read: the process may end at once.
     if (impl_->engine.load() == nullptr) std::_Exit(0);

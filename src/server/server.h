@@ -31,8 +31,9 @@ class Server {
   ~Server();
 
   int port() const;
-  // Serves until stop() or a signal (SIGINT, SIGTERM); call from one thread.
-  void run();
+  // Serves until stop() or until stop_fd becomes readable; call from one thread. The descriptor
+  // stays the caller's.
+  void run(int stop_fd);
   // Thread safe. The engine must outlive run().
   void set_engine(Engine* engine);
   void stop();
