@@ -446,6 +446,7 @@ TEST(Weights, TablesOfManyGroupsAndExtremes) {
       for (const int n_rows : {1, 2, 6}) {
         run_case({WeightType::q1_0, 50, cols, n_rows, 128, wide, false}, 79);
         run_case({WeightType::q1_0, 50, cols, n_rows, 32, wide, true}, 80);
+        run_case({WeightType::q1_0, 66, cols, n_rows, 32, wide, false}, 81);
       }
     }
   }

@@ -64,7 +64,8 @@ CpuBackend::CpuBackend(const Isa& isa, const Teams& teams)
       n_threads_(teams.n_threads),
       n_threads_batch_(teams.n_threads_batch),
       batch_setup_(teams.batch_setup()),
-      pool_(teams.size(), teams.setups) {}
+      pool_(teams.size(), teams.setups),
+      shares_(pool_.size()) {}
 
 std::string CpuBackend::device() const { return cpu_name(); }
 

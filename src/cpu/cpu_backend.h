@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/shares.h"
 #include "base/thread_pool.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -124,6 +125,7 @@ class CpuBackend final : public Backend {
   void matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end, int thread);
   void matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated, int64_t begin,
                     int64_t left, int thread);
+  void matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated, int thread);
   void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
   void store_head(const AttendStep& step, int kv_head, bool values);
@@ -143,6 +145,7 @@ class CpuBackend final : public Backend {
   Queries queries_{};
   std::vector<ThreadScratch> scratch_;
   std::vector<Block> blocks_;
+  Shares shares_;
   std::atomic<int64_t> next_{0};
   std::atomic<int64_t> next_block_{0};
 };

@@ -46,7 +46,7 @@ constexpr int kFloatChannels = 8;
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
 struct Ahead {
   int bytes = 8192;
-  int table_bytes = 8192;  // of products by tables; 0: none
+  int table_bytes = 8192;  // of products by tables
 };
 Ahead ahead;  // set once, by fill_avx512
 constexpr int kPrefetchLevel = 2;
