@@ -67,11 +67,17 @@ BANTAM_INLINE Bytes entry_bytes(Bytes low_words, Bytes high_words) {
   return _mm512_permutexvar_epi32(order, bytes);
 }
 
+// Where tables go, other cores read the last ones: fetched ahead, writing them took 4.5 instead of
+// 10 % of the time of 16 sequences (1.7B, Zen 4; 216 instead of 205 tok/s, PREFETCHW 203).
+BANTAM_INLINE void request_to_write(const std::byte* line) { __builtin_prefetch(line, 0, 3); }
+
 void build_tables_narrow(const int8_t* q, int n, std::byte* tables) {
   const EntrySigns entries;
   const Bytes low = _mm512_set1_epi16(31);
   for (int at = 0; at < n; at += 16, tables += 128) {
     Ints sum[4];
+    request_to_write(tables + 1024);
+    request_to_write(tables + 1024 + 64);
     table_sums(q + at, entries, sum);
     const Bytes a = _mm512_packs_epi32(sum[0], sum[1]), b = _mm512_packs_epi32(sum[2], sum[3]);
     _mm512_storeu_si512(tables,
