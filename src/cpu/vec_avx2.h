@@ -118,6 +118,17 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
   return f_load(sums);
 }
+// For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
+template <int N>
+BANTAM_INLINE constexpr int some_lane(int k) {
+  return k;
+}
+template <int N>
+BANTAM_INLINE Floats f_some_trees(Floats* v) {
+  alignas(64) float sums[16] = {};
+  for (int k = 0; k < N; ++k) sums[k] = f_tree(v[k]);
+  return f_load(sums);
+}
 template <int Stride>
 BANTAM_INLINE Floats f_butterfly(Floats x) {
   if constexpr (Stride == 8) {
@@ -144,6 +155,7 @@ BANTAM_PAIR(Ints, i_sub, _mm256_sub_epi32)
 BANTAM_PAIR(Ints, i_mul, _mm256_mullo_epi32)
 BANTAM_PAIR(Ints, i_and, _mm256_and_si256)
 BANTAM_PAIR(Ints, i_max, _mm256_max_epi32)
+BANTAM_PAIR(Ints, i_max_unsigned, _mm256_max_epu32)
 BANTAM_PAIR(Ints, i_min, _mm256_min_epi32)
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
@@ -186,6 +198,25 @@ BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(a8, order)));
+}
+BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
+  const __m256i s = _mm256_max_epu32(a.v[0], a.v[1]);
+  __m128i x = _mm_max_epu32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1))));
+}
+BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+  const __m256i words =
+      _mm256_packus_epi16(_mm256_packus_epi32(a.v[0], a.v[1]), _mm256_packus_epi32(b.v[0], b.v[1]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(words, order));
+}
+template <int N>
+BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+  alignas(64) uint32_t largest[16] = {};
+  for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
+  return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(largest)),
+           _mm256_load_si256(reinterpret_cast<const __m256i*>(largest + 8))}};
 }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
   const __m128i x = load_16(p);
@@ -235,8 +266,10 @@ BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
   BANTAM_BOTH(index.v[i] = _mm256_shuffle_epi8(table, index.v[i]));
   return index;
 }
-BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) {
-  BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), flags));
+template <int Bias>
+BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
+  const __m256i below = _mm256_xor_si256(flags, _mm256_set1_epi8(Bias));
+  BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), below));
   return a;
 }
 BANTAM_INLINE Quad quad(const void* four) {
@@ -249,11 +282,12 @@ template <int I, int Together>
 BANTAM_INLINE Quad quad_of(const int8_t* first) {
   return quad(first + 4 * I);
 }
-BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+BANTAM_INLINE bool sign_bytes(const std::byte* halves, uint8_t* out) {
   const Bytes x = b_load(halves);
   const __m256i packed =
       _mm256_packs_epi16(_mm256_srai_epi16(x.v[0], 15), _mm256_srai_epi16(x.v[1], 15));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(packed, 0xd8));
+  return _mm256_movemask_epi8(packed) != 0;
 }
 
 // ---- products

@@ -1,0 +1,241 @@
+// Weighted sums of V with vectors (NUMERICS rule 5), the bits of attend_scalar.inl. A lane is a
+// channel. The u8 weights of all rows and blocks of a tile are worked out together, so that their
+// maxima and divisions overlap; a block of values is unpacked once for all rows. Includers choose
+// the vector header first.
+#pragma once
+
+#include "cpu/attend_codes.inl"
+
+namespace bantam {
+namespace {
+
+// ---- quantized V: weights
+
+// Of pair b * n_rows + r. Groups of pairs are filled up with copies of the last one.
+template <class Codec>
+struct RowWeights {
+  static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32) + 8;
+  alignas(64) uint8_t u[kPairs * 32];
+  float c[kPairs];  // 0: nothing to add, NaN: not finite
+  float minimum[Codec::minimum ? kPairs : 1];
+};
+
+// Walks over the rows of one block after the other.
+struct Pair {
+  int b, r;
+  BANTAM_INLINE void next(int n_rows) {
+    if (++r < n_rows) return;
+    r = 0;
+    ++b;
+  }
+};
+
+// What the weights of a tile are made of: |d_v| and, in the same shape, the minima.
+template <class Codec>
+struct TileScales {
+  alignas(64) float d[kMostHeadDim];
+  alignas(64) float m[Codec::minimum ? kMostHeadDim : 16];
+
+  BANTAM_INLINE TileScales(const std::byte* tile, const KvTileLayout& at, int head_dim) {
+    for (int i = 0; i < head_dim; i += 16) {
+      f_store(d + i, f_abs(f_halves(tile + at.scales + 2 * i)));
+      if (Codec::minimum) f_store(m + i, f_halves(tile + at.minima + 2 * i));
+    }
+  }
+};
+
+template <bool Full>
+BANTAM_INLINE Floats visible_product(const float* p, const float* d, int n_visible) {
+  const Floats w = f_mul(f_load(p), f_load(d));
+  if constexpr (Full) return w;
+  return f_select(m_first(n_visible), w, f_zero());
+}
+
+// Sum of p * m over the visible positions of one block, before its tree.
+template <bool Full>
+BANTAM_INLINE Floats minimum_lanes(const float* p, const float* m, int n_visible) {
+  const Floats one = f_fma(f_load(p), f_load(m), f_zero());
+  if constexpr (Full) return f_fma(f_load(p + 16), f_load(m + 16), one);
+  const Floats low = f_select(m_first(n_visible), one, f_zero());
+  const Floats both = f_fma(f_load(p + 16), f_load(m + 16), low);
+  return f_select(m_first(n_visible - 16), both, low);
+}
+
+// N pairs (4 or 8) from `pair` on, number `first` of the tile; n of them exist. Full: all rows see
+// all 32 positions.
+template <class Codec, int N, bool Full>
+BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& scales, Pair& pair,
+                               int first, int n, RowWeights<Codec>& out) {
+  Floats w[N][2], lanes[N];
+  Ints largest[N];
+  for (int k = 0; k < N; ++k) {
+    const float *p = args.p + pair.r * args.p_stride, *d = scales.d + 32 * pair.b;
+    const int visible = Full ? 32 : args.n_visible[pair.r];
+    for (int h = 0; h < 2; ++h) {
+      w[k][h] = visible_product<Full>(p + 16 * h, d + 16 * h, visible - 16 * h);
+    }
+    largest[k] = i_max_unsigned(i_bits(w[k][0]), i_bits(w[k][1]));
+    if constexpr (Codec::minimum) {
+      lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * pair.b, visible);
+    }
+    if (k + 1 < n) pair.next(args.n_rows);
+  }
+  // Weights are not negative: as integers they are in order, and a NaN is above them all.
+  const Floats x = f_from_bits(i_largests<N>(largest));
+  const Mask finite = m_less(x, f_set(float_of(0x7f800000u)));
+  const Mask tiny = m_less(x, f_set(kTinyMagnitude));
+  alignas(64) float r[16], c[16], minimum[16];
+  f_store(r, f_select(finite, f_div(f_set(255.0f), x), f_zero()));
+  f_store(c, f_select(finite, f_select(tiny, f_zero(), f_div(x, f_set(255.0f))),
+                      f_set(float_of(0x7fc00000u))));
+  if constexpr (Codec::minimum) f_store(minimum, f_some_trees<N>(lanes));
+  for (int k = 0; k < N; ++k) {
+    const Floats factor = f_set(r[some_lane<N>(k)]);
+    i_store_32_bytes(out.u + (first + k) * 32, i_round(f_mul(w[k][0], factor)),
+                     i_round(f_mul(w[k][1], factor)));
+    out.c[first + k] = c[some_lane<N>(k)];
+    if constexpr (Codec::minimum) out.minimum[first + k] = minimum[some_lane<N>(k)];
+  }
+}
+
+template <class Codec, bool Full>
+BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
+                                   RowWeights<Codec>& out) {
+  const int total = args.n_rows * (args.head_dim / 32);
+  Pair pair{0, 0};
+  for (int first = 0; first < total; first += 8) {
+    const int left = total - first;
+    if (left <= 4) return weigh_pairs<Codec, 4, Full>(args, scales, pair, first, left, out);
+    weigh_pairs<Codec, 8, Full>(args, scales, pair, first, left, out);
+  }
+}
+
+// ---- quantized V: values
+
+// Block b of the tile, values unpacked once with the signs of their scales.
+template <class Codec>
+struct ValueBlock {
+  Bytes values[8][2];
+  Ints correction[2];
+
+  BANTAM_INLINE ValueBlock(const std::byte* tile, const KvTileLayout& at, int head_dim, int b) {
+    alignas(32) uint8_t sign[32];
+    const bool negative = sign_bytes(tile + at.scales + b * 64, sign);
+    for (int i = 0; i < 8; ++i) {
+      for (int h = 0; h < 2; ++h) values[i][h] = value_codes<Codec>(tile, at, head_dim, i, b, h);
+    }
+    // Only these formats have negative scales, but every one would be right.
+    if (Codec::negative_scale || negative) {
+      constexpr int bias = kIsTable<Codec> || Codec::bits == 8 ? 0 : Codec::bias;
+      for (int i = 0; i < 8; ++i) {
+        const Quad flip = quad(sign + 4 * i);
+        for (int h = 0; h < 2; ++h) values[i][h] = b_flip_below<bias>(values[i][h], flip);
+      }
+    }
+    if constexpr (kValueCorrection) {
+      for (int h = 0; h < 2; ++h) correction[h] = value_correction(&values[0][h], 2);
+    }
+  }
+};
+
+template <class Codec>
+BANTAM_INLINE void weigh_row(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
+                             int pair, float* acc) {
+  const float c = weights.c[pair];
+  const uint8_t* u = weights.u + pair * 32;
+  Floats out[2] = {f_load(acc), f_load(acc + 16)};
+  if (!(c == 0.0f)) {
+    ValueAcc sums[2] = {};
+    for (int i = 0; i < 8; ++i) {
+      const Quad x = weight_quad(u + 4 * i);
+      for (int h = 0; h < 2; ++h) {
+        value_add<Codec::bits == 8 || kIsTable<Codec> ? 8 : 5>(sums[h], block.values[i][h], x);
+      }
+    }
+    for (int h = 0; h < 2; ++h) {
+      Ints sum = value_sum(sums[h]);
+      if constexpr (kValueCorrection) sum = i_add(sum, block.correction[h]);
+      out[h] = f_fma(f_from_ints(sum), f_set(c), out[h]);
+    }
+  }
+  if constexpr (Codec::minimum) {
+    const Floats sum = f_set(weights.minimum[pair]);
+    for (int h = 0; h < 2; ++h) out[h] = f_add(out[h], sum);
+  }
+  f_store(acc, out[0]);
+  f_store(acc + 16, out[1]);
+}
+
+template <class Codec>
+BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
+  const int hd = args.head_dim;
+  const KvTileLayout at = layout_of<Codec>(hd);
+  const TileScales<Codec> scales(args.tile, at, hd);
+  RowWeights<Codec> weights;
+  bool full = true;
+  for (int r = 0; r < args.n_rows; ++r) full = full && args.n_visible[r] == 32;
+  if (full) {
+    weigh_all_pairs<Codec, true>(args, scales, weights);
+  } else {
+    weigh_all_pairs<Codec, false>(args, scales, weights);
+  }
+  for (int b = 0; b < hd / 32; ++b) {
+    const ValueBlock<Codec> block(args.tile, at, hd, b);
+    for (int r = 0; r < args.n_rows; ++r) {
+      if (!full && args.n_visible[r] == 0) continue;
+      weigh_row<Codec>(block, weights, b * args.n_rows + r, args.acc + int64_t{r} * hd + 32 * b);
+    }
+  }
+}
+
+template <class Codec>
+void weigh_quant_simd(const WeighArgs& all) {
+  WeighArgs args = all;
+  for (int row = 0; row < all.n_rows; row += kRowsTogether) {
+    args.n_rows = all.n_rows - row < kRowsTogether ? all.n_rows - row : kRowsTogether;
+    weigh_rows_together<Codec>(args);
+    args.p += kRowsTogether * args.p_stride;
+    args.n_visible += kRowsTogether;
+    args.acc += int64_t{kRowsTogether} * args.head_dim;
+  }
+}
+
+// ---- float V
+
+template <class Float, int N>
+BANTAM_INLINE void weigh_floats(const std::byte* tile, int head_dim, int c, const float* p,
+                                int n_visible, float* acc) {
+  Floats sum[N];
+  for (int i = 0; i < N; ++i) sum[i] = f_load(acc + 16 * i);
+  for (int pos = 0; pos < n_visible; ++pos) {
+    const std::byte* row = tile + (int64_t{pos} * head_dim + c) * Float::bytes;
+    const Floats weight = f_set(p[pos]);
+    for (int i = 0; i < N; ++i) {
+      sum[i] = f_fma(weight, load_floats<Float>(row + 16 * i * Float::bytes), sum[i]);
+    }
+  }
+  for (int i = 0; i < N; ++i) f_store(acc + 16 * i, sum[i]);
+}
+
+template <class Float>
+inline void weigh_rows(const WeighArgs& args, const std::byte* tile) {
+  const int hd = args.head_dim;
+  for (int r = 0; r < args.n_rows; ++r) {
+    const float* p = args.p + r * args.p_stride;
+    float* acc = args.acc + int64_t{r} * hd;
+    int c = 0;
+    for (; c + 16 * kFloatChannels <= hd; c += 16 * kFloatChannels)
+      weigh_floats<Float, kFloatChannels>(tile, hd, c, p, args.n_visible[r], acc + c);
+    for (; c < hd; c += 32) weigh_floats<Float, 2>(tile, hd, c, p, args.n_visible[r], acc + c);
+  }
+}
+
+template <class Float>
+void weigh_float_simd(const WeighArgs& args) {
+  if (Float::bytes == 4 || args.n_rows == 1) return weigh_rows<Float>(args, args.tile);
+  const FloatTile<Float> tile(args.tile, 32, args.head_dim);
+  weigh_rows<CodecOf<KvType::f32>>(args, tile.data());
+}
+
+}  // namespace
+}  // namespace bantam
