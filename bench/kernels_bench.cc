@@ -314,6 +314,7 @@ void bench_weigh(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       args.p_stride = kKvTile;
       args.n_visible = visible.get();
       args.acc = acc.get() + int64_t{thread} * n_rows * kHeadDim;
+      args.acc_stride = kHeadDim;
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.v.get() + i * kv.tile_bytes;

@@ -11,7 +11,7 @@ namespace {
 
 // ---- quantized V: weights
 
-// Of pair b * n_rows + r. Groups of pairs are filled up with copies of the last one.
+// Of pair r * (head_dim / 32) + b. Groups of pairs are filled up with copies of the last one.
 template <class Codec>
 struct RowWeights {
   static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32) + 8;
@@ -20,13 +20,13 @@ struct RowWeights {
   float minimum[Codec::minimum ? kPairs : 1];
 };
 
-// Walks over the rows of one block after the other.
+// Walks over the blocks of one row after the other.
 struct Pair {
-  int b, r;
-  BANTAM_INLINE void next(int n_rows) {
-    if (++r < n_rows) return;
-    r = 0;
-    ++b;
+  int r, b;
+  BANTAM_INLINE void next(int n_blocks) {
+    if (++b < n_blocks) return;
+    b = 0;
+    ++r;
   }
 };
 
@@ -78,7 +78,7 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
     if constexpr (Codec::minimum) {
       lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * pair.b, visible);
     }
-    if (k + 1 < n) pair.next(args.n_rows);
+    if (k + 1 < n) pair.next(args.head_dim / 32);
   }
   // Weights are not negative: as integers they are in order, and a NaN is above them all.
   const Floats x = f_from_bits(i_largests<N>(largest));
@@ -138,32 +138,56 @@ struct ValueBlock {
   }
 };
 
-template <class Codec>
-BANTAM_INLINE void weigh_row(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
-                             int pair, float* acc) {
-  const float c = weights.c[pair];
-  const uint8_t* u = weights.u + pair * 32;
-  Floats out[2] = {f_load(acc), f_load(acc + 16)};
-  if (!(c == 0.0f)) {
-    ValueAcc sums[2] = {};
-    for (int i = 0; i < 8; ++i) {
-      const Quad x = weight_quad(u + 4 * i);
-      for (int h = 0; h < 2; ++h) {
-        value_add<Codec::bits == 8 || kIsTable<Codec> ? 8 : 5>(sums[h], block.values[i][h], x);
-      }
+// The sums of N neighbouring rows; all their weights count (c is not 0).
+template <class Codec, int N>
+BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
+                              int pair, int n_blocks, Floats (*out)[2]) {
+  constexpr int strength = Codec::bits == 8 || kIsTable<Codec> ? 8 : 5;
+  ValueAcc sums[N][2] = {};
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
+      for (int h = 0; h < 2; ++h) value_add<strength>(sums[n][h], block.values[i][h], x);
     }
+  }
+  for (int n = 0; n < N; ++n) {
+    const Floats c = f_set(weights.c[pair + n * n_blocks]);
     for (int h = 0; h < 2; ++h) {
-      Ints sum = value_sum(sums[h]);
+      Ints sum = value_sum(sums[n][h]);
       if constexpr (kValueCorrection) sum = i_add(sum, block.correction[h]);
-      out[h] = f_fma(f_from_ints(sum), f_set(c), out[h]);
+      out[n][h] = f_fma(f_from_ints(sum), c, out[n][h]);
     }
   }
-  if constexpr (Codec::minimum) {
-    const Floats sum = f_set(weights.minimum[pair]);
-    for (int h = 0; h < 2; ++h) out[h] = f_add(out[h], sum);
+}
+
+// Block b of N rows from r on.
+template <class Codec, int N>
+BANTAM_INLINE void weigh_block_rows(const WeighArgs& args, const ValueBlock<Codec>& block,
+                                    const RowWeights<Codec>& weights, int r, int b) {
+  const int n_blocks = args.head_dim / 32, pair = r * n_blocks + b;
+  float* acc = args.acc + r * args.acc_stride + 32 * b;
+  Floats out[N][2];
+  bool all = true;
+  for (int n = 0; n < N; ++n) {
+    all = all && !(weights.c[pair + n * n_blocks] == 0.0f);
+    for (int h = 0; h < 2; ++h) out[n][h] = f_load(acc + n * args.acc_stride + 16 * h);
   }
-  f_store(acc, out[0]);
-  f_store(acc + 16, out[1]);
+  if (all) {
+    add_quants<Codec, N>(block, weights, pair, n_blocks, out);
+  } else if constexpr (N > 1) {
+    for (int n = 0; n < N; ++n) {
+      if (weights.c[pair + n * n_blocks] == 0.0f) continue;
+      add_quants<Codec, 1>(block, weights, pair + n * n_blocks, n_blocks, out + n);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int h = 0; h < 2; ++h) {
+      if constexpr (Codec::minimum) {
+        out[n][h] = f_add(out[n][h], f_set(weights.minimum[pair + n * n_blocks]));
+      }
+      f_store(acc + n * args.acc_stride + 16 * h, out[n][h]);
+    }
+  }
 }
 
 template <class Codec>
@@ -181,9 +205,12 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
   }
   for (int b = 0; b < hd / 32; ++b) {
     const ValueBlock<Codec> block(args.tile, at, hd, b);
-    for (int r = 0; r < args.n_rows; ++r) {
-      if (!full && args.n_visible[r] == 0) continue;
-      weigh_row<Codec>(block, weights, b * args.n_rows + r, args.acc + int64_t{r} * hd + 32 * b);
+    int r = 0;
+    for (; full && r + kWeighRows <= args.n_rows; r += kWeighRows) {
+      weigh_block_rows<Codec, kWeighRows>(args, block, weights, r, b);
+    }
+    for (; r < args.n_rows; ++r) {
+      if (args.n_visible[r] > 0) weigh_block_rows<Codec, 1>(args, block, weights, r, b);
     }
   }
 }
@@ -196,7 +223,7 @@ void weigh_quant_simd(const WeighArgs& all) {
     weigh_rows_together<Codec>(args);
     args.p += kRowsTogether * args.p_stride;
     args.n_visible += kRowsTogether;
-    args.acc += int64_t{kRowsTogether} * args.head_dim;
+    args.acc += kRowsTogether * args.acc_stride;
   }
 }
 
@@ -222,7 +249,7 @@ inline void weigh_rows(const WeighArgs& args, const std::byte* tile) {
   const int hd = args.head_dim;
   for (int r = 0; r < args.n_rows; ++r) {
     const float* p = args.p + r * args.p_stride;
-    float* acc = args.acc + int64_t{r} * hd;
+    float* acc = args.acc + r * args.acc_stride;
     int c = 0;
     for (; c + 16 * kFloatChannels <= hd; c += 16 * kFloatChannels)
       weigh_floats<Float, kFloatChannels>(tile, hd, c, p, args.n_visible[r], acc + c);

@@ -115,6 +115,7 @@ void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadS
   weigh.p_stride = kPagePositions;
   weigh.n_visible = scratch.visible;
   weigh.acc = acc;
+  weigh.acc_stride = hd;
   for (int t = 0; t < n_tiles; ++t) {
     for (int i = 0; i < n_queries; ++i) {
       scratch.visible[i] = std::clamp(visible_of(i) - t * kTilePositions, 0, kTilePositions);

@@ -119,11 +119,12 @@ struct WeighArgs {
   const std::byte* tile = nullptr;
   int head_dim = 0;
   int n_rows = 0;
-  const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read
+  const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read; none is negative
   int64_t p_stride = 0;
   const int32_t* n_visible =
       nullptr;           // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the row alone
-  float* acc = nullptr;  // [n_rows][head_dim]
+  float* acc = nullptr;  // [n_rows][acc_stride], head_dim of each are summed
+  int64_t acc_stride = 0;
 };
 
 struct WeightKernels {

@@ -35,6 +35,7 @@ constexpr int kTileTokensSmall = 4;
 constexpr int kTileTokensWide = 4;
 constexpr int kChains = 2;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
+constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 BANTAM_INLINE int prefetch_bytes() { return 2048; }

@@ -38,6 +38,8 @@ constexpr int kTileTokensWide = 24;
 constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
+// Rows of u8 weights whose products overlap.
+constexpr int kWeighRows = 2;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
 constexpr int kFloatChannels = 8;

@@ -48,6 +48,7 @@ constexpr int kTileTokens = 4, kTileTokensSmall = kSdot ? 4 : 2, kTileTokensWide
 constexpr bool kPairedRows = false;
 #endif
 constexpr int kChains = 1;
+constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
 constexpr int kFloatChannels = 4;
 BANTAM_INLINE int prefetch_bytes() { return 1024; }

@@ -129,7 +129,7 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     std::memset(target, 0, acc.size() * sizeof(float));
     for (int t = 0; t < tiles; ++t) {
       for (int i = 0; i < n; ++i) visible[static_cast<size_t>(i)] = std::clamp(visible_of(i, page) - 32 * t, 0, 32);
-      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, 256, visible.data(), target};
+      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, 256, visible.data(), target, hd};
       vk.weigh(a);
     }
     for (int i = 0; i < n; ++i) {
