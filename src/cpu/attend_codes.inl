@@ -19,6 +19,12 @@ constexpr bool kIsTable = Codec::bits == 4 && Codec::bias == 128;
 template <class Codec>
 constexpr bool kIsWide = Codec::bits == 8 || kIsTable<Codec>;
 
+// Asks for the lines of the tile at `ahead` that lie where this tile's next ones do. One by one
+// between the products: a burst of requests would hold up what is read now.
+BANTAM_INLINE void ask_for(const std::byte* ahead, int64_t offset) {
+  __builtin_prefetch(ahead + offset, 0, kPrefetchLevel);
+}
+
 template <class Codec>
 BANTAM_INLINE Bytes nibble_codes(const std::byte* bytes, const std::byte* high, bool upper) {
   const Bytes pair = b_load(bytes);
@@ -27,17 +33,29 @@ BANTAM_INLINE Bytes nibble_codes(const std::byte* bytes, const std::byte* high, 
   return codes;
 }
 
+// Where the codes of quad i and of the next one, for nibbles, lie.
+template <class Codec>
+BANTAM_INLINE int64_t key_offset(int i, int half) {
+  return (Codec::bits == 8 ? i : i / 2) * 128 + half * 64;
+}
+
 // 16 positions (half 0 or 1) x 4 channels of quad i, ready for the products of keys.
 template <class Codec>
 BANTAM_INLINE Bytes key_codes(const std::byte* tile, const KvTileLayout& at, int i, int half) {
   if constexpr (Codec::bits == 8) {
-    return wide_code(b_load(tile + i * 128 + half * 64));
+    return wide_code(b_load(tile + key_offset<Codec>(i, half)));
   } else {
     const std::byte* high = tile + at.high + i * 16 + half * 8;
-    const Bytes codes = nibble_codes<Codec>(tile + i / 2 * 128 + half * 64, high, i % 2 != 0);
+    const Bytes codes = nibble_codes<Codec>(tile + key_offset<Codec>(i, half), high, i % 2 != 0);
     if constexpr (kIsTable<Codec>) return wide_code(b_lookup(kIq4Table, codes));
     return codes;
   }
+}
+
+template <class Codec>
+BANTAM_INLINE int64_t value_offset(int head_dim, int i, int b, int half) {
+  if constexpr (Codec::bits == 8) return int64_t{i} * head_dim * 4 + b * 128 + half * 64;
+  return int64_t{i} * head_dim * 2 + b * 64;
 }
 
 // Sixteen channels (half of block b) x 4 positions of quad i. 8-bit codes and table values are
@@ -46,10 +64,10 @@ template <class Codec>
 BANTAM_INLINE Bytes value_codes(const std::byte* tile, const KvTileLayout& at, int head_dim, int i,
                                 int b, int half) {
   if constexpr (Codec::bits == 8) {
-    return b_load(tile + int64_t{i} * head_dim * 4 + b * 128 + half * 64);
+    return b_load(tile + value_offset<Codec>(head_dim, i, b, half));
   } else {
     const std::byte* high = tile + at.high + (int64_t{i} * (head_dim / 16) + b * 2 + half) * 8;
-    const std::byte* bytes = tile + int64_t{i} * head_dim * 2 + b * 64;
+    const std::byte* bytes = tile + value_offset<Codec>(head_dim, i, b, half);
     const Bytes codes = nibble_codes<Codec>(bytes, high, half != 0);
     if constexpr (kIsTable<Codec>) return b_lookup(kIq4Table, codes);
     return codes;
@@ -72,9 +90,11 @@ template <class Float>
 struct FloatTile {
   alignas(64) float x[32 * kMostHeadDim];
 
-  FloatTile(const std::byte* tile, int n_positions, int head_dim) {
-    for (int i = 0; i < n_positions * head_dim; i += 16) {
+  FloatTile(const std::byte* tile, const std::byte* ahead, int head_dim) {
+    for (int i = 0; i < 32 * head_dim; i += 32) {
+      ask_for(ahead, int64_t{i} * Float::bytes);
       f_store(x + i, load_floats<Float>(tile + int64_t{i} * Float::bytes));
+      f_store(x + i + 16, load_floats<Float>(tile + int64_t{i + 16} * Float::bytes));
     }
   }
   const std::byte* data() const { return reinterpret_cast<const std::byte*>(x); }

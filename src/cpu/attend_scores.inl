@@ -47,8 +47,12 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   const int hd = args.head_dim;
   Bytes keys[8][2];
   for (int i = 0; i < 8; ++i) {
-    for (int h = 0; h < 2; ++h) keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
+    for (int h = 0; h < 2; ++h) {
+      if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
+      keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
+    }
   }
+  ask_for(args.ahead, at.scales + b * 64);
   Floats d[2], m[2];
   for (int h = 0; h < 2; ++h) {
     d[h] = f_halves(args.tile + at.scales + b * 64 + h * 32);
@@ -95,34 +99,57 @@ void scores_quant_simd(const ScoreArgs& all) {
 
 // ---- float K
 
-template <class Float>
-inline void score_floats(const ScoreArgs& args, const std::byte* tile) {
+// Sixteen keys of the tile from `first` on against R rows from r on.
+template <class Float, int R>
+BANTAM_INLINE void score_float_rows(const ScoreArgs& args, const std::byte* tile, int first, int r,
+                                    bool ask) {
+  constexpr int K = kFloatKeys / R;
   const int hd = args.head_dim;
-  for (int first = 0; first < 32; first += 16) {
-    const std::byte* keys = tile + int64_t{first} * hd * Float::bytes;
-    for (int r = 0; r < args.n_rows; ++r) {
-      const float* q = args.qf + int64_t{r} * hd;
-      Floats lanes[16];
-      for (int k0 = 0; k0 < 16; k0 += kFloatKeys) {
-        for (int k = k0; k < k0 + kFloatKeys; ++k) lanes[k] = f_zero();
-        for (int c = 0; c < hd; c += 16) {
-          const Floats x = f_load(q + c);
-          for (int k = k0; k < k0 + kFloatKeys; ++k) {
-            const Floats key = load_floats<Float>(keys + (int64_t{k} * hd + c) * Float::bytes);
-            lanes[k] = f_fma(x, key, lanes[k]);
-          }
-        }
-      }
-      f_store(args.s + r * args.s_stride + first, f_mul(f_trees(lanes), f_set(args.scale[r])));
+  const float* q = args.qf + int64_t{r} * hd;
+  Floats lanes[R][16];
+  for (int k0 = 0; k0 < 16; k0 += K) {
+    Floats sums[R][K];
+    for (int n = 0; n < R; ++n) {
+      for (int k = 0; k < K; ++k) sums[n][k] = f_zero();
     }
+    for (int c = 0; c < hd; c += 16) {
+      Floats x[R];
+      for (int n = 0; n < R; ++n) x[n] = f_load(q + n * hd + c);
+      for (int k = 0; k < K; ++k) {
+        const int64_t at = (int64_t{first + k0 + k} * hd + c) * Float::bytes;
+        if (ask && at % 64 == 0) ask_for(args.ahead, at);
+        const Floats key = load_floats<Float>(tile + at);
+        for (int n = 0; n < R; ++n) sums[n][k] = f_fma(x[n], key, sums[n][k]);
+      }
+    }
+    for (int n = 0; n < R; ++n) {
+      for (int k = 0; k < K; ++k) lanes[n][k0 + k] = sums[n][k];
+    }
+  }
+  for (int n = 0; n < R; ++n) {
+    f_store(args.s + (r + n) * args.s_stride + first,
+            f_mul(f_trees(lanes[n]), f_set(args.scale[r + n])));
+  }
+}
+
+template <class Float>
+BANTAM_INLINE void score_floats(const ScoreArgs& args, const std::byte* tile, bool ask) {
+  for (int first = 0; first < 32; first += 16) {
+    int r = 0;
+    for (; r + kFloatRows <= args.n_rows; r += kFloatRows) {
+      score_float_rows<Float, kFloatRows>(args, tile, first, r, ask && r == 0);
+    }
+    for (; r < args.n_rows; ++r) score_float_rows<Float, 1>(args, tile, first, r, ask && r == 0);
   }
 }
 
 template <class Float>
 void scores_float_simd(const ScoreArgs& args) {
-  if (Float::bytes == 4 || args.n_rows == 1) return score_floats<Float>(args, args.tile);
-  const FloatTile<Float> tile(args.tile, 32, args.head_dim);
-  score_floats<CodecOf<KvType::f32>>(args, tile.data());
+  if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
+    return score_floats<Float>(args, args.tile, true);
+  }
+  const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+  score_floats<CodecOf<KvType::f32>>(args, tile.data(), false);
 }
 
 }  // namespace

@@ -118,12 +118,18 @@ struct ValueBlock {
   Bytes values[8][2];
   Ints correction[2];
 
-  BANTAM_INLINE ValueBlock(const std::byte* tile, const KvTileLayout& at, int head_dim, int b) {
+  BANTAM_INLINE ValueBlock(const WeighArgs& args, const KvTileLayout& at, int b) {
+    const int head_dim = args.head_dim;
+    const std::byte* tile = args.tile;
     alignas(32) uint8_t sign[32];
     const bool negative = sign_bytes(tile + at.scales + b * 64, sign);
     for (int i = 0; i < 8; ++i) {
-      for (int h = 0; h < 2; ++h) values[i][h] = value_codes<Codec>(tile, at, head_dim, i, b, h);
+      for (int h = 0; h < 2; ++h) {
+        if (Codec::bits == 8 || h == 0) ask_for(args.ahead, value_offset<Codec>(head_dim, i, b, h));
+        values[i][h] = value_codes<Codec>(tile, at, head_dim, i, b, h);
+      }
     }
+    ask_for(args.ahead, at.scales + b * 64);
     // Only these formats have negative scales, but every one would be right.
     if (Codec::negative_scale || negative) {
       constexpr int bias = kIsTable<Codec> || Codec::bits == 8 ? 0 : Codec::bias;
@@ -204,7 +210,7 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
     weigh_all_pairs<Codec, false>(args, scales, weights);
   }
   for (int b = 0; b < hd / 32; ++b) {
-    const ValueBlock<Codec> block(args.tile, at, hd, b);
+    const ValueBlock<Codec> block(args, at, b);
     int r = 0;
     for (; full && r + kWeighRows <= args.n_rows; r += kWeighRows) {
       weigh_block_rows<Codec, kWeighRows>(args, block, weights, r, b);
@@ -229,39 +235,64 @@ void weigh_quant_simd(const WeighArgs& all) {
 
 // ---- float V
 
-template <class Float, int N>
-BANTAM_INLINE void weigh_floats(const std::byte* tile, int head_dim, int c, const float* p,
-                                int n_visible, float* acc) {
-  Floats sum[N];
-  for (int i = 0; i < N; ++i) sum[i] = f_load(acc + 16 * i);
-  for (int pos = 0; pos < n_visible; ++pos) {
-    const std::byte* row = tile + (int64_t{pos} * head_dim + c) * Float::bytes;
-    const Floats weight = f_set(p[pos]);
+// N vectors of channels from c on for R rows from r on, which see as many positions.
+template <class Float, int R, int N>
+BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, int r, int c,
+                                bool ask) {
+  const int hd = args.head_dim;
+  float* acc = args.acc + r * args.acc_stride + c;
+  const float* p = args.p + r * args.p_stride;
+  Floats sum[R][N];
+  for (int n = 0; n < R; ++n) {
+    for (int i = 0; i < N; ++i) sum[n][i] = f_load(acc + n * args.acc_stride + 16 * i);
+  }
+  for (int pos = 0; pos < args.n_visible[r]; ++pos) {
+    const int64_t at = (int64_t{pos} * hd + c) * Float::bytes;
+    Floats weight[R];
+    for (int n = 0; n < R; ++n) weight[n] = f_set(p[n * args.p_stride + pos]);
     for (int i = 0; i < N; ++i) {
-      sum[i] = f_fma(weight, load_floats<Float>(row + 16 * i * Float::bytes), sum[i]);
+      if (ask && 16 * i * Float::bytes % 64 == 0) ask_for(args.ahead, at + 16 * i * Float::bytes);
+      const Floats value = load_floats<Float>(tile + at + 16 * i * Float::bytes);
+      for (int n = 0; n < R; ++n) sum[n][i] = f_fma(weight[n], value, sum[n][i]);
     }
   }
-  for (int i = 0; i < N; ++i) f_store(acc + 16 * i, sum[i]);
+  for (int n = 0; n < R; ++n) {
+    for (int i = 0; i < N; ++i) f_store(acc + n * args.acc_stride + 16 * i, sum[n][i]);
+  }
+}
+
+template <class Float, int R>
+BANTAM_INLINE void weigh_float_rows(const WeighArgs& args, const std::byte* tile, int r, bool ask) {
+  constexpr int N = kFloatChannels / R < 2 ? 2 : kFloatChannels / R;
+  int c = 0;
+  for (; c + 16 * N <= args.head_dim; c += 16 * N) weigh_floats<Float, R, N>(args, tile, r, c, ask);
+  for (; c < args.head_dim; c += 32) weigh_floats<Float, R, 2>(args, tile, r, c, ask);
 }
 
 template <class Float>
-inline void weigh_rows(const WeighArgs& args, const std::byte* tile) {
-  const int hd = args.head_dim;
-  for (int r = 0; r < args.n_rows; ++r) {
-    const float* p = args.p + r * args.p_stride;
-    float* acc = args.acc + r * args.acc_stride;
-    int c = 0;
-    for (; c + 16 * kFloatChannels <= hd; c += 16 * kFloatChannels)
-      weigh_floats<Float, kFloatChannels>(tile, hd, c, p, args.n_visible[r], acc + c);
-    for (; c < hd; c += 32) weigh_floats<Float, 2>(tile, hd, c, p, args.n_visible[r], acc + c);
+BANTAM_INLINE void weigh_all_rows(const WeighArgs& args, const std::byte* tile, bool ask) {
+  for (int r = 0; r < args.n_rows;) {
+    bool alike = r + kFloatRows <= args.n_rows;
+    for (int n = 1; alike && n < kFloatRows; ++n) {
+      alike = args.n_visible[r + n] == args.n_visible[r];
+    }
+    if (alike) {
+      weigh_float_rows<Float, kFloatRows>(args, tile, r, ask && r == 0);
+      r += kFloatRows;
+    } else {
+      weigh_float_rows<Float, 1>(args, tile, r, ask && r == 0);
+      ++r;
+    }
   }
 }
 
 template <class Float>
 void weigh_float_simd(const WeighArgs& args) {
-  if (Float::bytes == 4 || args.n_rows == 1) return weigh_rows<Float>(args, args.tile);
-  const FloatTile<Float> tile(args.tile, 32, args.head_dim);
-  weigh_rows<CodecOf<KvType::f32>>(args, tile.data());
+  if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
+    return weigh_all_rows<Float>(args, args.tile, true);
+  }
+  const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+  weigh_all_rows<CodecOf<KvType::f32>>(args, tile.data(), false);
 }
 
 }  // namespace

@@ -145,7 +145,8 @@ class CpuBackend final : public Backend {
   static int visible_in_page(const AttendStep& step, const Block& block, int query, int page);
   PageView view_page(const AttendStep& step, const Block& block, int page) const;
   PageView next_page(const AttendStep& step, const Block& block, int page) const;
-  static void ask_for_tile(const AttentionPlan& plan, const PageView& view, int i);
+  static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
+                                     const PageView& next, int i);
   void score_page(const AttendStep& step, const Block& block, const PageView& view, float* s);
   void attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch, int page);
   void add_page(const AttendStep& step, const Block& block, const ThreadScratch& scratch, int page);

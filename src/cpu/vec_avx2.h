@@ -37,6 +37,10 @@ constexpr int kChains = 2;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
+// Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
+// are converted where they are used, with more they are converted once for all.
+constexpr int kFloatRows = 2;
+constexpr int kFloatRowsInPlace = 2;
 constexpr int kFloatChannels = 4;
 BANTAM_INLINE int prefetch_bytes() { return 2048; }
 constexpr int kPrefetchLevel = 2;

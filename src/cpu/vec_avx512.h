@@ -42,7 +42,11 @@ constexpr int kChains = 4;
 constexpr int kWeighRows = 2;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
-constexpr int kFloatChannels = 8;
+// Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
+// are converted where they are used, with more they are converted once for all.
+constexpr int kFloatRows = 2;
+constexpr int kFloatRowsInPlace = 4;
+constexpr int kFloatChannels = 16;
 // How far ahead of a single row the next bytes of the packed stream are asked for, and into which
 // cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
