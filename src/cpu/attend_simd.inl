@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/attend_scores.inl"
+#include "cpu/attend_store.inl"
 #include "cpu/attend_weigh.inl"
 
 namespace bantam {
@@ -14,14 +15,15 @@ void put_kv_simd(KvKernels& slot) {
   if constexpr (info(Type).quantized) {
     slot.scores = scores_quant_simd<Codec>;
     slot.weigh = weigh_quant_simd<Codec>;
+    slot.store_k = store_quant_simd<Codec, true>;
+    slot.store_v = store_quant_simd<Codec, false>;
   } else {
     slot.scores = scores_float_simd<Codec>;
     slot.weigh = weigh_float_simd<Codec>;
+    // Scalar text, compiled here once more with wider vectors: the same bits.
+    slot.store_k = store_float<Codec>;
+    slot.store_v = store_float<Codec>;
   }
-  // The stores are scalar text, compiled here once more with wider vectors: the same bits.
-  const KvKernels scalar = kv_kernels<Type>();
-  slot.store_k = scalar.store_k;
-  slot.store_v = scalar.store_v;
 }
 
 void fill_attend_simd(Kernels& table) {

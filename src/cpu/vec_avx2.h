@@ -159,6 +159,7 @@ BANTAM_PAIR(Ints, i_add, _mm256_add_epi32)
 BANTAM_PAIR(Ints, i_sub, _mm256_sub_epi32)
 BANTAM_PAIR(Ints, i_mul, _mm256_mullo_epi32)
 BANTAM_PAIR(Ints, i_and, _mm256_and_si256)
+BANTAM_PAIR(Ints, i_xor, _mm256_xor_si256)
 BANTAM_PAIR(Ints, i_max, _mm256_max_epi32)
 BANTAM_PAIR(Ints, i_max_unsigned, _mm256_max_epu32)
 BANTAM_PAIR(Ints, i_min, _mm256_min_epi32)
@@ -169,6 +170,21 @@ BANTAM_INLINE Ints i_shift_left(Ints a) {
 template <int N>
 BANTAM_INLINE Ints i_shift_right(Ints a) {
   return {{_mm256_srai_epi32(a.v[0], N), _mm256_srai_epi32(a.v[1], N)}};
+}
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmp_ps(a.v[i], b.v[i], _CMP_EQ_OQ));
+  return a;
+}
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmpeq_epi32(a.v[i], b.v[i]));
+  return f_from_bits(a);
+}
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  const int bits = _mm256_movemask_ps(low.v[0]) | _mm256_movemask_ps(low.v[1]) << 8 |
+                   _mm256_movemask_ps(high.v[0]) << 16;
+  const unsigned top = static_cast<unsigned>(_mm256_movemask_ps(high.v[1])) << 24;
+  return __builtin_ctz(static_cast<unsigned>(bits) | top);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}};

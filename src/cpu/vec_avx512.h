@@ -106,6 +106,13 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
   return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
 }
 
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) { return _mm512_cmpeq_epi32_mask(a, b); }
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  return __builtin_ctz(uint32_t{low} | uint32_t{high} << 16);
+}
+
 // ---- int32
 
 BANTAM_INLINE Ints i_zero() { return _mm512_setzero_si512(); }
@@ -114,6 +121,7 @@ BANTAM_INLINE Ints i_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 BANTAM_INLINE Ints i_sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 BANTAM_INLINE Ints i_mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 BANTAM_INLINE Ints i_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+BANTAM_INLINE Ints i_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 BANTAM_INLINE Ints i_max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) { return _mm512_max_epu32(a, b); }
 BANTAM_INLINE Ints i_min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }

@@ -192,6 +192,7 @@ BANTAM_MAP2(Ints, i_add, vaddq_s32)
 BANTAM_MAP2(Ints, i_sub, vsubq_s32)
 BANTAM_MAP2(Ints, i_mul, vmulq_s32)
 BANTAM_MAP2(Ints, i_and, vandq_s32)
+BANTAM_MAP2(Ints, i_xor, veorq_s32)
 BANTAM_MAP2(Ints, i_max, vmaxq_s32)
 BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) {
   BANTAM_FOUR(a.v[i] = vreinterpretq_s32_u32(
@@ -208,6 +209,27 @@ template <int N>
 BANTAM_INLINE Ints i_shift_right(Ints a) {
   BANTAM_FOUR(a.v[i] = vshrq_n_s32(a.v[i], N));
   return a;
+}
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vceqq_f32(a.v[i], b.v[i]));
+  return out;
+}
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vceqq_s32(a.v[i], b.v[i]));
+  return out;
+}
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  const uint32_t picks[4] = {1, 2, 4, 8};
+  const uint32x4_t pick = vld1q_u32(picks);
+  uint32_t bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    bits |= vaddvq_u32(vandq_u32(low.v[i], pick)) << (4 * i);
+    bits |= vaddvq_u32(vandq_u32(high.v[i], pick)) << (4 * i + 16);
+  }
+  return __builtin_ctz(bits);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   Floats out;
