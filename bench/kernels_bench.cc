@@ -292,6 +292,7 @@ void bench_scores(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.k.get() + i * kv.tile_bytes;
+        args.ahead = kv.k.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes;
         b.kernels.kv[static_cast<int>(type)].scores(args);
       }
     });
@@ -314,9 +315,11 @@ void bench_weigh(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       args.p_stride = kKvTile;
       args.n_visible = visible.get();
       args.acc = acc.get() + int64_t{thread} * n_rows * kHeadDim;
+      args.acc_stride = kHeadDim;
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.v.get() + i * kv.tile_bytes;
+        args.ahead = kv.v.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes;
         b.kernels.kv[static_cast<int>(type)].weigh(args);
       }
     });

@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "cpu/factory.h"
 #include "cpu/isa.h"
 #include "tests/support/attend_compose.h"
 #include "tests/support/oracle_attend.h"
@@ -132,6 +133,222 @@ TEST(Attend, OtherHeadSizesAndGroups) {
     }
   }
   EXPECT_EQ(executed, 6 * kNumKvTypes * 3 * static_cast<int>(isas().size()));
+}
+
+// ---- cases by seed
+
+// Equal bits, but a NaN is only promised to be one (NUMERICS rule 1).
+bool same(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0 && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  }
+  return true;
+}
+
+enum class Twist { none, dominant, hostile, flat, garbage };
+
+struct Sampled {
+  AttendCase c;
+  Twist twist;
+};
+
+// Any head size, group, pair of types; lengths at the edges of tiles and pages and between; the rows span an edge, so that
+// some see nothing of the last tile or page.
+Sampled sample_case(std::mt19937& random) {
+  const auto pick = [&](auto... x) {
+    const int all[] = {x...};
+    return all[random() % (sizeof(all) / sizeof(all[0]))];
+  };
+  const int head_dim = 32 * (1 + static_cast<int>(random() % 8)), group = 1 + static_cast<int>(random() % 8);
+  int length = pick(1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 223, 224, 225, 255, 256, 257, 287, 288, 289, 511, 513);
+  if (random() % 3 == 0) length = 1 + static_cast<int>(random() % 300);
+  const int n_rows = std::min(length, pick(1, 1, 1, 2, 3, 5, 9, length > 256 || random() % 8 != 0 ? 2 : 17));
+  const auto k = static_cast<KvType>(random() % kNumKvTypes), v = static_cast<KvType>(random() % kNumKvTypes);
+  Sampled s{make_attend_case(k, v, head_dim, length, n_rows, group, random), Twist::none};
+  s.twist = static_cast<Twist>(random() % 8 < 4 ? 0 : 1 + random() % 4);
+  const auto row = [&](std::vector<float>& x, int pos) { return x.data() + int64_t{pos} * head_dim; };
+  const int at = static_cast<int>(random() % static_cast<unsigned>(length));
+  if (s.twist == Twist::dominant) {
+    // One key takes all the weight of the first query: the others' weights vanish or are subnormal.
+    for (int i = 0; i < head_dim; ++i) row(s.c.k, at)[i] = s.c.q[static_cast<size_t>(i)] * 9.0f;
+  } else if (s.twist == Twist::hostile) {
+    const float values[] = {std::nanf(""), INFINITY, -INFINITY, 1e38f, -3e38f, 1e-40f, -0.0f};
+    std::vector<float>& x = random() % 2 != 0 ? s.c.k : s.c.v;
+    row(x, at)[random() % static_cast<unsigned>(head_dim)] = values[random() % 7];
+  } else if (s.twist == Twist::flat) {
+    // Blocks of zeros and of one value.
+    for (int i = 0; i < head_dim; ++i) row(s.c.v, at)[i] = i < 32 ? 0.0f : -2.5f;
+    for (int pos = 0; pos < length / 2; ++pos) std::fill(row(s.c.v, pos), row(s.c.v, pos) + 32, 0.0f);
+  } else if (s.twist == Twist::garbage) {
+    s.c.garbage_after = true;
+  }
+  return s;
+}
+
+TEST(Attend, SampledCasesAreTheBitsOfScalarAndTheOraclesValues) {
+  const uint32_t first = seed() + 100;
+  const int expected = sampled() ? 60 : std::getenv("BANTAM_FULL") != nullptr && std::getenv("BANTAM_FULL")[0] == '1'
+                                            ? 40000
+                                            : 2400;
+  int executed = 0, with_oracle = 0, twists[5] = {};
+  for (int i = 0; i < expected; ++i) {
+    std::mt19937 random(first + static_cast<uint32_t>(i));
+    const Sampled s = sample_case(random);
+    const AttendCase& c = s.c;
+    const std::string what = std::string(info(c.type_k).name) + "/" + info(c.type_v).name + " hd " +
+                             std::to_string(c.head_dim) + " length " + std::to_string(c.length) + " rows " +
+                             std::to_string(c.n_rows) + " group " + std::to_string(c.group) + " twist " +
+                             std::to_string(static_cast<int>(s.twist)) + ", BANTAM_SEED=" +
+                             std::to_string(first + static_cast<uint32_t>(i) - 100);
+    std::vector<float> scalar;
+    for (const Isa* isa : isas()) {
+      const AttendRun run = run_attend(kernels_of(*isa), c);
+      ASSERT_TRUE(run.guards_intact) << isa->name << " " << what;
+      if (scalar.empty()) {
+        scalar = run.out;
+        // The oracle is slow: one query of cases that are not large.
+        if (s.twist != Twist::hostile && c.length * c.head_dim <= 6000) {
+          double ties = 0, difference = 0, energy = 0;
+          const int query = static_cast<int>(random() % static_cast<unsigned>(c.n_rows * c.group));
+          const std::vector<double> want = oracle_row(c, run, query, 0, ties);
+          for (int ch = 0; ch < c.head_dim; ++ch) {
+            const double got = run.out[static_cast<size_t>(query * c.head_dim + ch)], w = want[static_cast<size_t>(ch)];
+            difference += (got - w) * (got - w);
+            energy += w * w;
+          }
+          const double certain = std::max(0.0, std::sqrt(difference) - std::sqrt(ties));
+          ASSERT_LE(certain * certain, kSameRounding * energy + 1e-20) << what;
+          ++with_oracle;
+        }
+      }
+      ASSERT_TRUE(same(scalar, run.out)) << isa->name << " differs from scalar: " << what;
+    }
+    ++twists[static_cast<int>(s.twist)];
+    ++executed;
+  }
+  EXPECT_EQ(executed, expected);
+  EXPECT_GE(with_oracle, expected / 10);
+  for (const int n : twists) EXPECT_GT(n, 0);
+  std::printf("attention: %d sampled cases from seed %u (x %zu instruction sets), %d against the oracle\n", executed,
+              first - 100, isas().size(), with_oracle);
+}
+
+// ---- the backend shares the work out
+
+struct Heads {
+  std::vector<float> q, k, v, cos, sin, out;
+};
+
+// Two steps of two sequences: a long prompt's last rows with a short sequence, then one token of each.
+std::vector<float> attend_with(int n_threads, KvType type, AttentionShape shape, const Heads& heads) {
+  CpuOptions options;
+  options.n_threads = n_threads;
+  Result<std::unique_ptr<Backend>> backend = make_cpu_backend(options);
+  CHECK(backend);
+  Result<AttentionPlan> plan = plan_attention(**backend, type, type, shape);
+  CHECK(plan);
+  const int hd = shape.head_dim, n_pages = 8;
+  ComputeShape compute;
+  compute.max_rows = 64;
+  compute.max_cols = shape.n_heads * hd;
+  compute.n_heads = shape.n_heads;
+  compute.n_kv_heads = shape.n_kv_heads;
+  compute.head_dim = hd;
+  CHECK((*backend)->reserve(compute));
+  Result<std::byte*> memory = (*backend)->allocate(n_pages * plan->page_bytes(), "pages");
+  CHECK(memory);
+  AttendStep step;
+  step.plan = &*plan;
+  step.k_pages = *memory;
+  step.v_pages = *memory + int64_t{n_pages} * shape.n_kv_heads * kPageTiles * plan->tile_bytes_k();
+  step.cos = heads.cos.data();
+  step.sin = heads.sin.data();
+  step.rope_dims = hd;
+  // The pages of the two sequences are not in order.
+  const std::vector<int32_t> pages[2] = {{6, 1, 5, 0, 7}, {3, 2}};
+  std::vector<float> all;
+  const auto run = [&](std::vector<AttendRow> rows) {
+    Heads h = heads;
+    std::vector<float> out(rows.size() * static_cast<size_t>(shape.n_heads * hd));
+    step.rows = rows;
+    step.q = h.q.data();
+    step.k = h.k.data();
+    step.v = h.v.data();
+    step.out = out.data();
+    (*backend)->attend(step);
+    all.insert(all.end(), out.begin(), out.end());
+  };
+  for (int first = 0; first < 1100; first += 50) {
+    std::vector<AttendRow> rows;
+    for (int i = 0; i < 50; ++i) rows.push_back({first + i, 0, pages[0].data()});
+    for (int i = 0; i < 14; ++i) rows.push_back({first / 50 * 14 + i, 1, pages[1].data()});
+    run(rows);
+  }
+  for (int i = 0; i < 2; ++i) run({{1100 + i, 0, pages[0].data()}, {308 + i, 1, pages[1].data()}});
+  run({{1102, 0, pages[0].data()}});
+  return all;
+}
+
+TEST(Attend, TheBackendsThreadsDoNotChangeABit) {
+  std::mt19937 random(seed() + 6);
+  std::normal_distribution<float> normal;
+  int executed = 0;
+  for (const KvType type : {KvType::q8_0, KvType::f16, KvType::q5_1, KvType::q4_0}) {
+    for (const AttentionShape shape : {AttentionShape{2, 1, 64}, AttentionShape{9, 3, 64}, AttentionShape{4, 2, 96}}) {
+      Heads heads;
+      const auto fill = [&](std::vector<float>& x, int n) {
+        x.resize(static_cast<size_t>(n));
+        for (float& y : x) y = normal(random);
+      };
+      fill(heads.q, 64 * shape.n_heads * shape.head_dim);
+      fill(heads.k, 64 * shape.n_kv_heads * shape.head_dim);
+      fill(heads.v, 64 * shape.n_kv_heads * shape.head_dim);
+      heads.cos.assign(static_cast<size_t>(64 * shape.head_dim / 2), 0.6f);
+      heads.sin.assign(heads.cos.size(), 0.8f);
+      const std::vector<float> one = attend_with(1, type, shape, heads);
+      for (const int n_threads : {2, 3, 5}) {
+        const std::vector<float> more = attend_with(n_threads, type, shape, heads);
+        ASSERT_EQ(one.size(), more.size());
+        ASSERT_EQ(0, std::memcmp(one.data(), more.data(), one.size() * sizeof(float)))
+            << info(type).name << " " << n_threads << " threads, " << shape.n_heads << " heads";
+        ++executed;
+      }
+      for (const float x : one) ASSERT_TRUE(std::isfinite(x));
+    }
+  }
+  EXPECT_EQ(executed, 4 * 3 * 3);
+}
+
+TEST(Store, EveryIsaStoresTheSameBytesEverywhere) {
+  std::mt19937 random(seed() + 7);
+  std::normal_distribution<float> normal;
+  int executed = 0;
+  const int rounds = sampled() ? 2 : 40;
+  for (int round = 0; round < rounds; ++round) {
+    for (int type = 0; type < kNumKvTypes; ++type) {
+      const int head_dim = 32 * (1 + (round + type) % 8);
+      std::vector<float> rows(static_cast<size_t>(32 * head_dim));
+      // Coarse values make equal extremes of both signs, exact ties and zeros of both signs likely.
+      const float step = round % 3 == 0 ? 0.0f : round % 3 == 1 ? 0.5f : 1.0f;
+      for (float& x : rows) x = step == 0.0f ? normal(random) : std::round(normal(random) / step) * step * 0.25f;
+      for (const bool keys : {true, false}) {
+        std::vector<std::byte> first;
+        for (const Isa* isa : isas()) {
+          const KvKernels& kv = kernels_of(*isa).kv[type];
+          std::vector<std::byte> tile(static_cast<size_t>(kKvTypes[type].bytes_per_32 * head_dim), std::byte{0xff});
+          (keys ? kv.erase_k : kv.erase_v)(head_dim, 0, tile.data());
+          for (int pos = 0; pos < 32; ++pos) {
+            (keys ? kv.store_k : kv.store_v)(&rows[static_cast<size_t>(pos * head_dim)], head_dim, pos, tile.data());
+          }
+          if (first.empty()) first = tile;
+          ASSERT_EQ(first, tile) << isa->name << " " << kKvTypes[type].name << " hd " << head_dim << " round " << round;
+          ++executed;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, rounds * kNumKvTypes * 2 * static_cast<int>(isas().size()));
 }
 
 TEST(Store, OrderDoesNotMatterAndEraseLeavesZeros) {

@@ -67,15 +67,18 @@ int divide_code(float x, float d, int lowest, int highest) {
 }
 
 struct CodecQ8_0 {
-  static constexpr int bits = 8, bias = 128;
+  static constexpr int bits = 8, bias = 128, zero = 0;
   static constexpr bool minimum = false, negative_scale = false;
   static int value(unsigned code) { return static_cast<int8_t>(code); }
-  static void encode(const float* x, KvBlock& out) {
-    const BlockRange range = range_of(x);
-    if (!range.finite) return fill_block(out, 0, kHalfNan, 0);
+  static void scales(const BlockRange& range, KvBlock& out) {
     const float absmax = float_of(bits_of(range.extreme) & 0x7fffffffu);
     out.d = scale_to_half(absmax / 127.0f);
     out.m = 0;
+  }
+  static void encode(const float* x, KvBlock& out) {
+    const BlockRange range = range_of(x);
+    if (!range.finite) return fill_block(out, 0, kHalfNan, 0);
+    scales(range, out);
     const float d = f16_to_f32(out.d);
     if (d == 0.0f) return fill_block(out, 0, 0, 0);
     for (int i = 0; i < 32; ++i)
@@ -86,14 +89,17 @@ struct CodecQ8_0 {
 // q4_0 and q5_0: the extreme maps to the negative end, as in GGUF.
 template <int Bits>
 struct CodecSymmetric {
-  static constexpr int bits = Bits, bias = 1 << (Bits - 1);
+  static constexpr int bits = Bits, bias = 1 << (Bits - 1), zero = bias;
   static constexpr bool minimum = false, negative_scale = true;
   static int value(unsigned code) { return static_cast<int>(code) - bias; }
+  static void scales(const BlockRange& range, KvBlock& out) {
+    out.d = scale_to_half(range.extreme / static_cast<float>(-bias));
+    out.m = 0;
+  }
   static void encode(const float* x, KvBlock& out) {
     const BlockRange range = range_of(x);
     if (!range.finite) return fill_block(out, bias, kHalfNan, 0);
-    out.d = scale_to_half(range.extreme / static_cast<float>(-bias));
-    out.m = 0;
+    scales(range, out);
     const float d = f16_to_f32(out.d);
     if (d == 0.0f) return fill_block(out, bias, 0, 0);
     for (int i = 0; i < 32; ++i) {
@@ -105,16 +111,19 @@ struct CodecSymmetric {
 // q4_1 and q5_1: unsigned codes above a minimum.
 template <int Bits>
 struct CodecMinimum {
-  static constexpr int bits = Bits, bias = 0, top = (1 << Bits) - 1;
+  static constexpr int bits = Bits, bias = 0, top = (1 << Bits) - 1, zero = 0;
   static constexpr bool minimum = true, negative_scale = false;
   static int value(unsigned code) { return static_cast<int>(code); }
-  static void encode(const float* x, KvBlock& out) {
-    const BlockRange range = range_of(x);
-    if (!range.finite) return fill_block(out, 0, kHalfNan, kHalfNan);
+  static void scales(const BlockRange& range, KvBlock& out) {
     // Halved first: the difference of two large floats must not become infinite.
     const float half_range = range.highest * 0.5f - range.lowest * 0.5f;
     out.d = scale_to_half(half_range / (static_cast<float>(top) * 0.5f));
     out.m = scale_to_half(range.lowest);
+  }
+  static void encode(const float* x, KvBlock& out) {
+    const BlockRange range = range_of(x);
+    if (!range.finite) return fill_block(out, 0, kHalfNan, kHalfNan);
+    scales(range, out);
     const float d = f16_to_f32(out.d), m = f16_to_f32(out.m);
     if (d == 0.0f) return fill_block(out, 0, 0, out.m);
     for (int i = 0; i < 32; ++i)
@@ -123,7 +132,7 @@ struct CodecMinimum {
 };
 
 struct CodecIq4Nl {
-  static constexpr int bits = 4, bias = 128;
+  static constexpr int bits = 4, bias = 128, zero = 8;
   static constexpr bool minimum = false, negative_scale = true;
   static int value(unsigned code) { return kIq4Table[code]; }
   static uint8_t nearest(float ratio) {
@@ -138,11 +147,14 @@ struct CodecIq4Nl {
     }
     return best;
   }
+  static void scales(const BlockRange& range, KvBlock& out) {
+    out.d = scale_to_half(range.extreme / -127.0f);
+    out.m = 0;
+  }
   static void encode(const float* x, KvBlock& out) {
     const BlockRange range = range_of(x);
     if (!range.finite) return fill_block(out, 8, kHalfNan, 0);
-    out.d = scale_to_half(range.extreme / -127.0f);
-    out.m = 0;
+    scales(range, out);
     const float d = f16_to_f32(out.d);
     if (d == 0.0f) return fill_block(out, 8, 0, 0);
     for (int i = 0; i < 32; ++i) out.code[i] = nearest(x[i] / d);

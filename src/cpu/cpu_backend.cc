@@ -28,16 +28,17 @@ int64_t input_bytes(const ComputeShape& s, int64_t tables) {
 int64_t query_bytes(const ComputeShape& s) {
   const int64_t heads = int64_t{s.max_rows} * s.n_heads;
   const int64_t values = heads * s.head_dim;
-  return aligned(values) + aligned(heads * 4) + aligned(values / 16 * 2) + aligned(values * 4);
+  return aligned(values) + 3 * aligned(heads * 4) + aligned(values / 16 * 2) + aligned(values * 4);
 }
 
 int64_t row_table_bytes(const ComputeShape& s) { return table_bytes(s.max_cols, s.wide ? 3 : 2); }
 
 int64_t thread_bytes(const ComputeShape& s, int64_t tables) {
   const int64_t rows = query_rows(s);
-  return aligned(rows * kPagePositions * 4) + 2 * aligned(rows * s.head_dim * 4) +
-         aligned(rows * 16) + aligned(rows * 4) + 2 * aligned(int64_t{s.max_cols} * 4) +
-         aligned(2 * int64_t{s.max_cols}) + 2 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
+  return aligned(rows * CpuBackend::kScoreStride * 4) +
+         aligned(rows * CpuBackend::acc_stride(s.head_dim) * 4) + 3 * aligned(rows * 4) +
+         2 * aligned(int64_t{s.max_cols} * 4) + aligned(2 * int64_t{s.max_cols}) +
+         2 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
          aligned(int64_t{s.max_cols} / 16 * 2 + 64) + aligned(tables);
 }
 
@@ -123,13 +124,15 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   queries_.scale = carver.take<float>(heads);
   queries_.sums16 = carver.take<int16_t>(heads * shape.head_dim / 16);
   queries_.qf = carver.take<float>(heads * shape.head_dim);
+  queries_.m = carver.take<float>(heads);
+  queries_.l = carver.take<float>(heads);
   const int64_t rows = query_rows(shape);
   scratch_.resize(static_cast<size_t>(pool_.size()));
   for (ThreadScratch& scratch : scratch_) {
-    scratch.s = carver.take<float>(rows * kPagePositions);
-    scratch.acc = carver.take<float>(rows * shape.head_dim);
-    scratch.acc_page = carver.take<float>(rows * shape.head_dim);
-    scratch.m = carver.take<float>(rows * 4);
+    scratch.s = carver.take<float>(rows * kScoreStride);
+    scratch.acc = carver.take<float>(rows * acc_stride(shape.head_dim));
+    scratch.m = carver.take<float>(rows);
+    scratch.l = carver.take<float>(rows);
     scratch.visible = carver.take<int32_t>(rows);
     scratch.row = carver.take<float>(shape.max_cols);
     scratch.normed = carver.take<float>(shape.max_cols);
@@ -141,8 +144,10 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   }
   const int rows_per_block = std::max(1, kBlockQueries * shape.n_kv_heads / shape.n_heads);
   // Runs may end inside a block, hence one more block for each row at worst.
-  blocks_.reserve(static_cast<size_t>(shape.n_kv_heads) *
-                  (shape.max_rows / rows_per_block + 1 + shape.max_rows));
+  const size_t most_blocks = static_cast<size_t>(shape.n_kv_heads) *
+                             (shape.max_rows / rows_per_block + 1 + shape.max_rows);
+  blocks_.reserve(most_blocks);
+  added_ = std::make_unique<std::atomic<int32_t>[]>(most_blocks);
   return Ok{};
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/limits.h"
 #include "base/shares.h"
 #include "base/thread_pool.h"
 #include "cpu/isa.h"
@@ -24,6 +25,10 @@ class CpuBackend final : public Backend {
   // Tables of rows that pass over the weights together: enough to read those rarely, little enough
   // for the 24 MiB promise.
   static constexpr int64_t kTableBudget = 1 << 20;
+  // Rows of scores and sums are a line further apart than they are long: at powers of two they
+  // would share few sets of the first-level cache.
+  static constexpr int64_t kScoreStride = kPagePositions + 16;
+  static constexpr int64_t acc_stride(int head_dim) { return head_dim + 16; }
 
   // Starts as many threads of the teams as it can.
   CpuBackend(const Isa& isa, const Teams& teams);
@@ -75,13 +80,14 @@ class CpuBackend final : public Backend {
     float* scale;     // [kv_head][row][group]
     int16_t* sums16;  // [kv_head][row][group][head_dim / 16]
     float* qf;
+    float *m, *l;  // [kv_head][row][group] of the pages added so far
   };
   // Of one thread: query_rows() queries against one page.
   struct ThreadScratch {
-    float* s;          // [query rows][256]
-    float* acc;        // [query rows][head_dim]
-    float* acc_page;   // [query rows][head_dim]
-    float* m;          // [query rows], then l, m_page, l_page
+    float* s;          // [query rows][kScoreStride]
+    float* acc;        // [query rows][acc_stride]
+    float* m;          // [query rows]
+    float* l;          // [query rows]
     int32_t* visible;  // [query rows]
     float* row;        // [max_cols] floats for unpacked rows
     float* normed;     // [max_cols]
@@ -104,6 +110,12 @@ class CpuBackend final : public Backend {
   };
   struct Block {  // query rows of one run and one KV head that are computed together
     int kv_head, first_row, n_rows;
+  };
+  // The tiles of one page and KV head that are visible to somebody.
+  struct PageView {
+    const std::byte* k = nullptr;
+    const std::byte* v = nullptr;
+    int n_tiles = 0;
   };
 
   void pack_piece(const PackPiece& piece, const std::byte* rows) const;
@@ -129,9 +141,19 @@ class CpuBackend final : public Backend {
   void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
   void store_head(const AttendStep& step, int kv_head, bool values);
-  void attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);
+  void prepare_rows_and_stores(const AttendStep& step);
+  void make_blocks(const AttendStep& step);
+  static int pages_of(const AttendStep& step, const Block& block);
+  static int visible_in_page(const AttendStep& step, const Block& block, int query, int page);
+  PageView view_page(const AttendStep& step, const Block& block, int page) const;
+  PageView next_page(const AttendStep& step, const Block& block, int page) const;
+  static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
+                                     const PageView& next, int i);
+  void score_page(const AttendStep& step, const Block& block, const PageView& view, float* s);
   void attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch, int page);
-  void finish_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);
+  void add_page(const AttendStep& step, const Block& block, const ThreadScratch& scratch, int page);
+  void attend_blocks(const AttendStep& step, ThreadScratch& scratch);
+  void attend_pages(const AttendStep& step, ThreadScratch& scratch);
 
   const Isa& isa_;
   const Kernels& kernels_;
@@ -146,6 +168,9 @@ class CpuBackend final : public Backend {
   std::vector<ThreadScratch> scratch_;
   std::vector<Block> blocks_;
   Shares shares_;
+  std::unique_ptr<std::atomic<int32_t>[]> added_;  // pages of each block whose sums are complete
+  bool by_page_ = false;                           // how attend() shares its work out
+  int most_pages_ = 0;
   std::atomic<int64_t> next_{0};
   std::atomic<int64_t> next_block_{0};
 };

@@ -112,6 +112,8 @@ struct ScoreArgs {
   const float* scale = nullptr;     // [n_rows]: d_q * c for quantized K, c for float K
   float* s = nullptr;  // [n_rows][s_stride], 32 values of each row are written, visible or not
   int64_t s_stride = 0;
+  const std::byte* ahead =
+      nullptr;  // a tile to ask the memory for while this one is read, or this one
 };
 
 // acc[row][d] += sum over the tile's visible positions of p * v (rule 5).
@@ -119,11 +121,13 @@ struct WeighArgs {
   const std::byte* tile = nullptr;
   int head_dim = 0;
   int n_rows = 0;
-  const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read
+  const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read; none is negative
   int64_t p_stride = 0;
   const int32_t* n_visible =
       nullptr;           // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the row alone
-  float* acc = nullptr;  // [n_rows][head_dim]
+  float* acc = nullptr;  // [n_rows][acc_stride], head_dim of each are summed
+  int64_t acc_stride = 0;
+  const std::byte* ahead = nullptr;  // as for scores
 };
 
 struct WeightKernels {

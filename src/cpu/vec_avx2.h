@@ -35,7 +35,12 @@ constexpr int kTileTokensSmall = 4;
 constexpr int kTileTokensWide = 4;
 constexpr int kChains = 2;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
+constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
+// Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
+// are converted where they are used, with more they are converted once for all.
+constexpr int kFloatRows = 2;
+constexpr int kFloatRowsInPlace = 2;
 constexpr int kFloatChannels = 4;
 BANTAM_INLINE int prefetch_bytes() { return 2048; }
 constexpr int kPrefetchLevel = 2;
@@ -118,6 +123,17 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
   return f_load(sums);
 }
+// For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
+template <int N>
+BANTAM_INLINE constexpr int some_lane(int k) {
+  return k;
+}
+template <int N>
+BANTAM_INLINE Floats f_some_trees(Floats* v) {
+  alignas(64) float sums[16] = {};
+  for (int k = 0; k < N; ++k) sums[k] = f_tree(v[k]);
+  return f_load(sums);
+}
 template <int Stride>
 BANTAM_INLINE Floats f_butterfly(Floats x) {
   if constexpr (Stride == 8) {
@@ -143,7 +159,9 @@ BANTAM_PAIR(Ints, i_add, _mm256_add_epi32)
 BANTAM_PAIR(Ints, i_sub, _mm256_sub_epi32)
 BANTAM_PAIR(Ints, i_mul, _mm256_mullo_epi32)
 BANTAM_PAIR(Ints, i_and, _mm256_and_si256)
+BANTAM_PAIR(Ints, i_xor, _mm256_xor_si256)
 BANTAM_PAIR(Ints, i_max, _mm256_max_epi32)
+BANTAM_PAIR(Ints, i_max_unsigned, _mm256_max_epu32)
 BANTAM_PAIR(Ints, i_min, _mm256_min_epi32)
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
@@ -152,6 +170,21 @@ BANTAM_INLINE Ints i_shift_left(Ints a) {
 template <int N>
 BANTAM_INLINE Ints i_shift_right(Ints a) {
   return {{_mm256_srai_epi32(a.v[0], N), _mm256_srai_epi32(a.v[1], N)}};
+}
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmp_ps(a.v[i], b.v[i], _CMP_EQ_OQ));
+  return a;
+}
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmpeq_epi32(a.v[i], b.v[i]));
+  return f_from_bits(a);
+}
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  const int bits = _mm256_movemask_ps(low.v[0]) | _mm256_movemask_ps(low.v[1]) << 8 |
+                   _mm256_movemask_ps(high.v[0]) << 16;
+  const unsigned top = static_cast<unsigned>(_mm256_movemask_ps(high.v[1])) << 24;
+  return __builtin_ctz(static_cast<unsigned>(bits) | top);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}};
@@ -186,6 +219,25 @@ BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(a8, order)));
+}
+BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
+  const __m256i s = _mm256_max_epu32(a.v[0], a.v[1]);
+  __m128i x = _mm_max_epu32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1))));
+}
+BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+  const __m256i words =
+      _mm256_packus_epi16(_mm256_packus_epi32(a.v[0], a.v[1]), _mm256_packus_epi32(b.v[0], b.v[1]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(words, order));
+}
+template <int N>
+BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+  alignas(64) uint32_t largest[16] = {};
+  for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
+  return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(largest)),
+           _mm256_load_si256(reinterpret_cast<const __m256i*>(largest + 8))}};
 }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
   const __m128i x = load_16(p);
@@ -235,8 +287,10 @@ BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
   BANTAM_BOTH(index.v[i] = _mm256_shuffle_epi8(table, index.v[i]));
   return index;
 }
-BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) {
-  BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), flags));
+template <int Bias>
+BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
+  const __m256i below = _mm256_xor_si256(flags, _mm256_set1_epi8(Bias));
+  BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), below));
   return a;
 }
 BANTAM_INLINE Quad quad(const void* four) {
@@ -249,11 +303,12 @@ template <int I, int Together>
 BANTAM_INLINE Quad quad_of(const int8_t* first) {
   return quad(first + 4 * I);
 }
-BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+BANTAM_INLINE bool sign_bytes(const std::byte* halves, uint8_t* out) {
   const Bytes x = b_load(halves);
   const __m256i packed =
       _mm256_packs_epi16(_mm256_srai_epi16(x.v[0], 15), _mm256_srai_epi16(x.v[1], 15));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permute4x64_epi64(packed, 0xd8));
+  return _mm256_movemask_epi8(packed) != 0;
 }
 
 // ---- products

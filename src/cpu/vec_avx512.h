@@ -38,9 +38,15 @@ constexpr int kTileTokensWide = 24;
 constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
+// Rows of u8 weights whose products overlap.
+constexpr int kWeighRows = 2;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
-constexpr int kFloatChannels = 8;
+// Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
+// are converted where they are used, with more they are converted once for all.
+constexpr int kFloatRows = 2;
+constexpr int kFloatRowsInPlace = 4;
+constexpr int kFloatChannels = 16;
 // How far ahead of a single row the next bytes of the packed stream are asked for, and into which
 // cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
@@ -100,6 +106,13 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
   return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
 }
 
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) { return _mm512_cmpeq_epi32_mask(a, b); }
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  return __builtin_ctz(uint32_t{low} | uint32_t{high} << 16);
+}
+
 // ---- int32
 
 BANTAM_INLINE Ints i_zero() { return _mm512_setzero_si512(); }
@@ -108,7 +121,9 @@ BANTAM_INLINE Ints i_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 BANTAM_INLINE Ints i_sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 BANTAM_INLINE Ints i_mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 BANTAM_INLINE Ints i_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+BANTAM_INLINE Ints i_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 BANTAM_INLINE Ints i_max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
+BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) { return _mm512_max_epu32(a, b); }
 BANTAM_INLINE Ints i_min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
@@ -132,6 +147,14 @@ BANTAM_INLINE int32_t i_largest(Ints a) { return _mm512_reduce_max_epi32(a); }
 // The low bytes of 16 lanes.
 BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+// The low bytes of 32 lanes; in 0..255, or what they are does not matter.
+BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+  alignas(64) static constexpr uint8_t kLowBytes[64] = {
+      0,  4,  8,  12, 16, 20, 24, 28, 32, 36,  40,  44,  48,  52,  56,  60,
+      64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104, 108, 112, 116, 120, 124};
+  const __m512i both = _mm512_permutex2var_epi8(a, _mm512_load_si512(kLowBytes), b);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_castsi512_si256(both));
 }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {  // signed
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -163,8 +186,11 @@ BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
   const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table16));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
 }
-// Negates the lanes' bytes whose flag byte (0 or -1) is set.
-BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) { return b_sub(_mm512_xor_si512(a, flags), flags); }
+// a - Bias, negated where the flag byte (0 or -1) is set: ~a - ~Bias = Bias - a.
+template <int Bias>
+BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
+  return b_sub(_mm512_xor_si512(a, flags), _mm512_xor_si512(flags, b_set(Bias)));
+}
 
 BANTAM_INLINE Quad quad(const void* four) {
   int32_t x;
@@ -176,10 +202,11 @@ template <int I, int Together>
 BANTAM_INLINE Quad quad_of(const int8_t* first) {
   return quad(first + 4 * I);
 }
-// 0 or -1 for each of 32 fp16: its sign.
-BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+// 0 or -1 for each of 32 fp16: its sign. Whether there is a negative one.
+BANTAM_INLINE bool sign_bytes(const std::byte* halves, uint8_t* out) {
   const __mmask32 negative = _mm512_movepi16_mask(_mm512_loadu_si512(halves));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_movm_epi8(negative));
+  return negative != 0;
 }
 
 // ---- products
@@ -240,6 +267,41 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   // Lane 4c + e holds vector 4e + c.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_ps(order, sums);
+}
+
+// For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
+template <int N>
+BANTAM_INLINE constexpr int some_lane(int k) {
+  return k % 4 * 4 + k / 4 * 2;
+}
+template <int N>
+BANTAM_INLINE Floats f_some_trees(Floats* v) {
+  for (int i = 0; i < N / 2; ++i) {
+    const __m512 a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < N / 4; ++i) {
+    const __m512 a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  const __m512d a = _mm512_castps_pd(v[0]), b = _mm512_castps_pd(v[N / 8]);
+  const __m512 x = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  return _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+}
+template <int N>
+BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+  for (int i = 0; i < N / 2; ++i) {
+    const __m512i a = v[2 * i], b = v[2 * i + 1];
+    v[i] = i_max_unsigned(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < N / 4; ++i) {
+    const __m512i a = v[2 * i], b = v[2 * i + 1];
+    v[i] = i_max_unsigned(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  }
+  const __m512i a = v[0], b = v[N / 8];
+  const Ints x = i_max_unsigned(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  return i_max_unsigned(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
 }
 
 }  // namespace

@@ -48,7 +48,12 @@ constexpr int kTileTokens = 4, kTileTokensSmall = kSdot ? 4 : 2, kTileTokensWide
 constexpr bool kPairedRows = false;
 #endif
 constexpr int kChains = 1;
+constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
+// Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
+// are converted where they are used, with more they are converted once for all.
+constexpr int kFloatRows = 2;
+constexpr int kFloatRowsInPlace = 2;
 constexpr int kFloatChannels = 4;
 BANTAM_INLINE int prefetch_bytes() { return 1024; }
 constexpr int kPrefetchLevel = 3;
@@ -143,6 +148,17 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
   return f_load(sums);
 }
+// For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
+template <int N>
+BANTAM_INLINE constexpr int some_lane(int k) {
+  return k;
+}
+template <int N>
+BANTAM_INLINE Floats f_some_trees(Floats* v) {
+  alignas(64) float sums[16] = {};
+  for (int k = 0; k < N; ++k) sums[k] = f_tree(v[k]);
+  return f_load(sums);
+}
 template <int Stride>
 BANTAM_INLINE Floats f_butterfly(Floats x) {
   if constexpr (Stride >= 4) {
@@ -176,7 +192,13 @@ BANTAM_MAP2(Ints, i_add, vaddq_s32)
 BANTAM_MAP2(Ints, i_sub, vsubq_s32)
 BANTAM_MAP2(Ints, i_mul, vmulq_s32)
 BANTAM_MAP2(Ints, i_and, vandq_s32)
+BANTAM_MAP2(Ints, i_xor, veorq_s32)
 BANTAM_MAP2(Ints, i_max, vmaxq_s32)
+BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) {
+  BANTAM_FOUR(a.v[i] = vreinterpretq_s32_u32(
+                  vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i]))));
+  return a;
+}
 BANTAM_MAP2(Ints, i_min, vminq_s32)
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
@@ -187,6 +209,27 @@ template <int N>
 BANTAM_INLINE Ints i_shift_right(Ints a) {
   BANTAM_FOUR(a.v[i] = vshrq_n_s32(a.v[i], N));
   return a;
+}
+BANTAM_INLINE Mask m_equal(Floats a, Floats b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vceqq_f32(a.v[i], b.v[i]));
+  return out;
+}
+BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vceqq_s32(a.v[i], b.v[i]));
+  return out;
+}
+// The first of 32 lanes that is set; one is.
+BANTAM_INLINE int m_first_of(Mask low, Mask high) {
+  const uint32_t picks[4] = {1, 2, 4, 8};
+  const uint32x4_t pick = vld1q_u32(picks);
+  uint32_t bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    bits |= vaddvq_u32(vandq_u32(low.v[i], pick)) << (4 * i);
+    bits |= vaddvq_u32(vandq_u32(high.v[i], pick)) << (4 * i + 16);
+  }
+  return __builtin_ctz(bits);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   Floats out;
@@ -220,6 +263,23 @@ BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
   const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
   vst1q_s8(static_cast<int8_t*>(p), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
+  uint32x4_t x[4];
+  BANTAM_FOUR(x[i] = vreinterpretq_u32_s32(a.v[i]));
+  return vmaxvq_u32(vmaxq_u32(vmaxq_u32(x[0], x[1]), vmaxq_u32(x[2], x[3])));
+}
+BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+  i_store_bytes(p, a);
+  i_store_bytes(static_cast<uint8_t*>(p) + 16, b);
+}
+template <int N>
+BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+  alignas(64) uint32_t largest[16] = {};
+  for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vreinterpretq_s32_u32(vld1q_u32(largest + 4 * i)));
+  return out;
 }
 BANTAM_INLINE int8x16_t load_16(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
@@ -271,8 +331,10 @@ BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
   BANTAM_FOUR(index.v[i] = vqtbl1q_s8(table, vreinterpretq_u8_s8(index.v[i])));
   return index;
 }
-BANTAM_INLINE Bytes b_flip(Bytes a, Quad flags) {
-  BANTAM_FOUR(a.v[i] = vsubq_s8(veorq_s8(a.v[i], flags), flags));
+template <int Bias>
+BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
+  const int8x16_t below = veorq_s8(flags, vdupq_n_s8(Bias));
+  BANTAM_FOUR(a.v[i] = vsubq_s8(veorq_s8(a.v[i], flags), below));
   return a;
 }
 BANTAM_INLINE Quad quad(const void* four) {
@@ -280,11 +342,14 @@ BANTAM_INLINE Quad quad(const void* four) {
   __builtin_memcpy(&x, four, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(x));
 }
-BANTAM_INLINE void sign_bytes(const std::byte* halves, uint8_t* out) {
+BANTAM_INLINE bool sign_bytes(const std::byte* halves, uint8_t* out) {
+  int16x8_t least = vdupq_n_s16(0);
   for (int i = 0; i < 4; ++i) {
     const int16x8_t x = vreinterpretq_s16_s8(load_16(halves + 16 * i));
+    least = vminq_s16(least, x);
     vst1_s8(reinterpret_cast<int8_t*>(out) + 8 * i, vmovn_s16(vshrq_n_s16(x, 15)));
   }
+  return vminvq_s16(least) < 0;
 }
 
 // ---- products

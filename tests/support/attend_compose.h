@@ -117,7 +117,7 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     const int tiles = (visible_of(n - 1, page) + 31) / 32;
     for (int t = 0; t < tiles; ++t) {
       ScoreArgs a{k_tiles.get() + (8 * page + t) * tk, hd, n, run.q8.data(), sums16.data(), run.q_rotated.data(),
-                  scale.data(), s.get() + 32 * t, 256};
+                  scale.data(), s.get() + 32 * t, 256, k_tiles.get()};
       kk.scores(a);
     }
     for (int i = 0; i < n; ++i) {
@@ -129,7 +129,7 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     std::memset(target, 0, acc.size() * sizeof(float));
     for (int t = 0; t < tiles; ++t) {
       for (int i = 0; i < n; ++i) visible[static_cast<size_t>(i)] = std::clamp(visible_of(i, page) - 32 * t, 0, 32);
-      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, 256, visible.data(), target};
+      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, 256, visible.data(), target, hd, v_tiles.get()};
       vk.weigh(a);
     }
     for (int i = 0; i < n; ++i) {

@@ -1,0 +1,104 @@
+// Codes and floats of KV tiles in registers: unpacking only, no arithmetic of attention. Includers
+// choose the vector header first.
+#pragma once
+
+#include "codec/kv_codec.h"
+#include "cpu/attend_scalar.inl"
+#include "cpu/rows_simd.inl"
+
+namespace bantam {
+namespace {
+
+constexpr int kMostHeadDim = 256;
+// Query rows that share what is worked out once for a tile: a block of the backend.
+constexpr int kRowsTogether = 64;
+
+template <class Codec>
+constexpr bool kIsTable = Codec::bits == 4 && Codec::bias == 128;
+// Codes that are signed bytes take the wide products; 4 and 5 bits stay unsigned.
+template <class Codec>
+constexpr bool kIsWide = Codec::bits == 8 || kIsTable<Codec>;
+
+// Asks for the lines of the tile at `ahead` that lie where this tile's next ones do. One by one
+// between the products: a burst of requests would hold up what is read now.
+BANTAM_INLINE void ask_for(const std::byte* ahead, int64_t offset) {
+  __builtin_prefetch(ahead + offset, 0, kPrefetchLevel);
+}
+
+template <class Codec>
+BANTAM_INLINE Bytes nibble_codes(const std::byte* bytes, const std::byte* high, bool upper) {
+  const Bytes pair = b_load(bytes);
+  const Bytes codes = upper ? b_field<4, 1>(pair) : b_field<4, 0>(pair);
+  if constexpr (Codec::bits == 5) return b_or(codes, b_fifth_bits(high));
+  return codes;
+}
+
+// Where the codes of quad i and of the next one, for nibbles, lie.
+template <class Codec>
+BANTAM_INLINE int64_t key_offset(int i, int half) {
+  return (Codec::bits == 8 ? i : i / 2) * 128 + half * 64;
+}
+
+// 16 positions (half 0 or 1) x 4 channels of quad i, ready for the products of keys.
+template <class Codec>
+BANTAM_INLINE Bytes key_codes(const std::byte* tile, const KvTileLayout& at, int i, int half) {
+  if constexpr (Codec::bits == 8) {
+    return wide_code(b_load(tile + key_offset<Codec>(i, half)));
+  } else {
+    const std::byte* high = tile + at.high + i * 16 + half * 8;
+    const Bytes codes = nibble_codes<Codec>(tile + key_offset<Codec>(i, half), high, i % 2 != 0);
+    if constexpr (kIsTable<Codec>) return wide_code(b_lookup(kIq4Table, codes));
+    return codes;
+  }
+}
+
+template <class Codec>
+BANTAM_INLINE int64_t value_offset(int head_dim, int i, int b, int half) {
+  if constexpr (Codec::bits == 8) return int64_t{i} * head_dim * 4 + b * 128 + half * 64;
+  return int64_t{i} * head_dim * 2 + b * 64;
+}
+
+// Sixteen channels (half of block b) x 4 positions of quad i. 8-bit codes and table values are
+// signed, others are unsigned and biased.
+template <class Codec>
+BANTAM_INLINE Bytes value_codes(const std::byte* tile, const KvTileLayout& at, int head_dim, int i,
+                                int b, int half) {
+  if constexpr (Codec::bits == 8) {
+    return b_load(tile + value_offset<Codec>(head_dim, i, b, half));
+  } else {
+    const std::byte* high = tile + at.high + (int64_t{i} * (head_dim / 16) + b * 2 + half) * 8;
+    const std::byte* bytes = tile + value_offset<Codec>(head_dim, i, b, half);
+    const Bytes codes = nibble_codes<Codec>(bytes, high, half != 0);
+    if constexpr (kIsTable<Codec>) return b_lookup(kIq4Table, codes);
+    return codes;
+  }
+}
+
+template <class Float>
+BANTAM_INLINE Floats load_floats(const std::byte* p) {
+  if constexpr (Float::bytes == 4) {
+    return f_load(reinterpret_cast<const float*>(p));
+  } else if constexpr (Float::brain) {
+    return f_brains(p);
+  } else {
+    return f_halves(p);
+  }
+}
+
+// A tile of 16-bit floats as floats, for several rows of queries: every row would convert it anew.
+template <class Float>
+struct FloatTile {
+  alignas(64) float x[32 * kMostHeadDim];
+
+  FloatTile(const std::byte* tile, const std::byte* ahead, int head_dim) {
+    for (int i = 0; i < 32 * head_dim; i += 32) {
+      ask_for(ahead, int64_t{i} * Float::bytes);
+      f_store(x + i, load_floats<Float>(tile + int64_t{i} * Float::bytes));
+      f_store(x + i + 16, load_floats<Float>(tile + int64_t{i + 16} * Float::bytes));
+    }
+  }
+  const std::byte* data() const { return reinterpret_cast<const std::byte*>(x); }
+};
+
+}  // namespace
+}  // namespace bantam

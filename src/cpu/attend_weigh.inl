@@ -1,0 +1,299 @@
+// Weighted sums of V with vectors (NUMERICS rule 5), the bits of attend_scalar.inl. A lane is a
+// channel. The u8 weights of all rows and blocks of a tile are worked out together, so that their
+// maxima and divisions overlap; a block of values is unpacked once for all rows. Includers choose
+// the vector header first.
+#pragma once
+
+#include "cpu/attend_codes.inl"
+
+namespace bantam {
+namespace {
+
+// ---- quantized V: weights
+
+// Of pair r * (head_dim / 32) + b. Groups of pairs are filled up with copies of the last one.
+template <class Codec>
+struct RowWeights {
+  static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32) + 8;
+  alignas(64) uint8_t u[kPairs * 32];
+  float c[kPairs];  // 0: nothing to add, NaN: not finite
+  float minimum[Codec::minimum ? kPairs : 1];
+};
+
+// Walks over the blocks of one row after the other.
+struct Pair {
+  int r, b;
+  BANTAM_INLINE void next(int n_blocks) {
+    if (++b < n_blocks) return;
+    b = 0;
+    ++r;
+  }
+};
+
+// What the weights of a tile are made of: |d_v| and, in the same shape, the minima.
+template <class Codec>
+struct TileScales {
+  alignas(64) float d[kMostHeadDim];
+  alignas(64) float m[Codec::minimum ? kMostHeadDim : 16];
+
+  BANTAM_INLINE TileScales(const std::byte* tile, const KvTileLayout& at, int head_dim) {
+    for (int i = 0; i < head_dim; i += 16) {
+      f_store(d + i, f_abs(f_halves(tile + at.scales + 2 * i)));
+      if (Codec::minimum) f_store(m + i, f_halves(tile + at.minima + 2 * i));
+    }
+  }
+};
+
+template <bool Full>
+BANTAM_INLINE Floats visible_product(const float* p, const float* d, int n_visible) {
+  const Floats w = f_mul(f_load(p), f_load(d));
+  if constexpr (Full) return w;
+  return f_select(m_first(n_visible), w, f_zero());
+}
+
+// Sum of p * m over the visible positions of one block, before its tree.
+template <bool Full>
+BANTAM_INLINE Floats minimum_lanes(const float* p, const float* m, int n_visible) {
+  const Floats one = f_fma(f_load(p), f_load(m), f_zero());
+  if constexpr (Full) return f_fma(f_load(p + 16), f_load(m + 16), one);
+  const Floats low = f_select(m_first(n_visible), one, f_zero());
+  const Floats both = f_fma(f_load(p + 16), f_load(m + 16), low);
+  return f_select(m_first(n_visible - 16), both, low);
+}
+
+// N pairs (4 or 8) from `pair` on, number `first` of the tile; n of them exist. Full: all rows see
+// all 32 positions.
+template <class Codec, int N, bool Full>
+BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& scales, Pair& pair,
+                               int first, int n, RowWeights<Codec>& out) {
+  Floats w[N][2], lanes[N];
+  Ints largest[N];
+  for (int k = 0; k < N; ++k) {
+    const float *p = args.p + pair.r * args.p_stride, *d = scales.d + 32 * pair.b;
+    const int visible = Full ? 32 : args.n_visible[pair.r];
+    for (int h = 0; h < 2; ++h) {
+      w[k][h] = visible_product<Full>(p + 16 * h, d + 16 * h, visible - 16 * h);
+    }
+    largest[k] = i_max_unsigned(i_bits(w[k][0]), i_bits(w[k][1]));
+    if constexpr (Codec::minimum) {
+      lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * pair.b, visible);
+    }
+    if (k + 1 < n) pair.next(args.head_dim / 32);
+  }
+  // Weights are not negative: as integers they are in order, and a NaN is above them all.
+  const Floats x = f_from_bits(i_largests<N>(largest));
+  const Mask finite = m_less(x, f_set(float_of(0x7f800000u)));
+  const Mask tiny = m_less(x, f_set(kTinyMagnitude));
+  alignas(64) float r[16], c[16], minimum[16];
+  f_store(r, f_select(finite, f_div(f_set(255.0f), x), f_zero()));
+  f_store(c, f_select(finite, f_select(tiny, f_zero(), f_div(x, f_set(255.0f))),
+                      f_set(float_of(0x7fc00000u))));
+  if constexpr (Codec::minimum) f_store(minimum, f_some_trees<N>(lanes));
+  for (int k = 0; k < N; ++k) {
+    const Floats factor = f_set(r[some_lane<N>(k)]);
+    i_store_32_bytes(out.u + (first + k) * 32, i_round(f_mul(w[k][0], factor)),
+                     i_round(f_mul(w[k][1], factor)));
+    out.c[first + k] = c[some_lane<N>(k)];
+    if constexpr (Codec::minimum) out.minimum[first + k] = minimum[some_lane<N>(k)];
+  }
+}
+
+template <class Codec, bool Full>
+BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
+                                   RowWeights<Codec>& out) {
+  const int total = args.n_rows * (args.head_dim / 32);
+  Pair pair{0, 0};
+  for (int first = 0; first < total; first += 8) {
+    const int left = total - first;
+    if (left <= 4) return weigh_pairs<Codec, 4, Full>(args, scales, pair, first, left, out);
+    weigh_pairs<Codec, 8, Full>(args, scales, pair, first, left, out);
+  }
+}
+
+// ---- quantized V: values
+
+// Block b of the tile, values unpacked once with the signs of their scales.
+template <class Codec>
+struct ValueBlock {
+  Bytes values[8][2];
+  Ints correction[2];
+
+  BANTAM_INLINE ValueBlock(const WeighArgs& args, const KvTileLayout& at, int b) {
+    const int head_dim = args.head_dim;
+    const std::byte* tile = args.tile;
+    alignas(32) uint8_t sign[32];
+    const bool negative = sign_bytes(tile + at.scales + b * 64, sign);
+    for (int i = 0; i < 8; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        if (Codec::bits == 8 || h == 0) ask_for(args.ahead, value_offset<Codec>(head_dim, i, b, h));
+        values[i][h] = value_codes<Codec>(tile, at, head_dim, i, b, h);
+      }
+    }
+    ask_for(args.ahead, at.scales + b * 64);
+    // Only these formats have negative scales, but every one would be right.
+    if (Codec::negative_scale || negative) {
+      constexpr int bias = kIsTable<Codec> || Codec::bits == 8 ? 0 : Codec::bias;
+      for (int i = 0; i < 8; ++i) {
+        const Quad flip = quad(sign + 4 * i);
+        for (int h = 0; h < 2; ++h) values[i][h] = b_flip_below<bias>(values[i][h], flip);
+      }
+    }
+    if constexpr (kValueCorrection) {
+      for (int h = 0; h < 2; ++h) correction[h] = value_correction(&values[0][h], 2);
+    }
+  }
+};
+
+// The sums of N neighbouring rows; all their weights count (c is not 0).
+template <class Codec, int N>
+BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
+                              int pair, int n_blocks, Floats (*out)[2]) {
+  constexpr int strength = Codec::bits == 8 || kIsTable<Codec> ? 8 : 5;
+  ValueAcc sums[N][2] = {};
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
+      for (int h = 0; h < 2; ++h) value_add<strength>(sums[n][h], block.values[i][h], x);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    const Floats c = f_set(weights.c[pair + n * n_blocks]);
+    for (int h = 0; h < 2; ++h) {
+      Ints sum = value_sum(sums[n][h]);
+      if constexpr (kValueCorrection) sum = i_add(sum, block.correction[h]);
+      out[n][h] = f_fma(f_from_ints(sum), c, out[n][h]);
+    }
+  }
+}
+
+// Block b of N rows from r on.
+template <class Codec, int N>
+BANTAM_INLINE void weigh_block_rows(const WeighArgs& args, const ValueBlock<Codec>& block,
+                                    const RowWeights<Codec>& weights, int r, int b) {
+  const int n_blocks = args.head_dim / 32, pair = r * n_blocks + b;
+  float* acc = args.acc + r * args.acc_stride + 32 * b;
+  Floats out[N][2];
+  bool all = true;
+  for (int n = 0; n < N; ++n) {
+    all = all && !(weights.c[pair + n * n_blocks] == 0.0f);
+    for (int h = 0; h < 2; ++h) out[n][h] = f_load(acc + n * args.acc_stride + 16 * h);
+  }
+  if (all) {
+    add_quants<Codec, N>(block, weights, pair, n_blocks, out);
+  } else if constexpr (N > 1) {
+    for (int n = 0; n < N; ++n) {
+      if (weights.c[pair + n * n_blocks] == 0.0f) continue;
+      add_quants<Codec, 1>(block, weights, pair + n * n_blocks, n_blocks, out + n);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int h = 0; h < 2; ++h) {
+      if constexpr (Codec::minimum) {
+        out[n][h] = f_add(out[n][h], f_set(weights.minimum[pair + n * n_blocks]));
+      }
+      f_store(acc + n * args.acc_stride + 16 * h, out[n][h]);
+    }
+  }
+}
+
+template <class Codec>
+BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
+  const int hd = args.head_dim;
+  const KvTileLayout at = layout_of<Codec>(hd);
+  const TileScales<Codec> scales(args.tile, at, hd);
+  RowWeights<Codec> weights;
+  bool full = true;
+  for (int r = 0; r < args.n_rows; ++r) full = full && args.n_visible[r] == 32;
+  if (full) {
+    weigh_all_pairs<Codec, true>(args, scales, weights);
+  } else {
+    weigh_all_pairs<Codec, false>(args, scales, weights);
+  }
+  for (int b = 0; b < hd / 32; ++b) {
+    const ValueBlock<Codec> block(args, at, b);
+    int r = 0;
+    for (; full && r + kWeighRows <= args.n_rows; r += kWeighRows) {
+      weigh_block_rows<Codec, kWeighRows>(args, block, weights, r, b);
+    }
+    for (; r < args.n_rows; ++r) {
+      if (args.n_visible[r] > 0) weigh_block_rows<Codec, 1>(args, block, weights, r, b);
+    }
+  }
+}
+
+template <class Codec>
+void weigh_quant_simd(const WeighArgs& all) {
+  WeighArgs args = all;
+  for (int row = 0; row < all.n_rows; row += kRowsTogether) {
+    args.n_rows = all.n_rows - row < kRowsTogether ? all.n_rows - row : kRowsTogether;
+    weigh_rows_together<Codec>(args);
+    args.p += kRowsTogether * args.p_stride;
+    args.n_visible += kRowsTogether;
+    args.acc += kRowsTogether * args.acc_stride;
+  }
+}
+
+// ---- float V
+
+// N vectors of channels from c on for R rows from r on, which see as many positions.
+template <class Float, int R, int N>
+BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, int r, int c,
+                                bool ask) {
+  const int hd = args.head_dim;
+  float* acc = args.acc + r * args.acc_stride + c;
+  const float* p = args.p + r * args.p_stride;
+  Floats sum[R][N];
+  for (int n = 0; n < R; ++n) {
+    for (int i = 0; i < N; ++i) sum[n][i] = f_load(acc + n * args.acc_stride + 16 * i);
+  }
+  for (int pos = 0; pos < args.n_visible[r]; ++pos) {
+    const int64_t at = (int64_t{pos} * hd + c) * Float::bytes;
+    Floats weight[R];
+    for (int n = 0; n < R; ++n) weight[n] = f_set(p[n * args.p_stride + pos]);
+    for (int i = 0; i < N; ++i) {
+      if (ask && 16 * i * Float::bytes % 64 == 0) ask_for(args.ahead, at + 16 * i * Float::bytes);
+      const Floats value = load_floats<Float>(tile + at + 16 * i * Float::bytes);
+      for (int n = 0; n < R; ++n) sum[n][i] = f_fma(weight[n], value, sum[n][i]);
+    }
+  }
+  for (int n = 0; n < R; ++n) {
+    for (int i = 0; i < N; ++i) f_store(acc + n * args.acc_stride + 16 * i, sum[n][i]);
+  }
+}
+
+template <class Float, int R>
+BANTAM_INLINE void weigh_float_rows(const WeighArgs& args, const std::byte* tile, int r, bool ask) {
+  constexpr int N = kFloatChannels / R < 2 ? 2 : kFloatChannels / R;
+  int c = 0;
+  for (; c + 16 * N <= args.head_dim; c += 16 * N) weigh_floats<Float, R, N>(args, tile, r, c, ask);
+  for (; c < args.head_dim; c += 32) weigh_floats<Float, R, 2>(args, tile, r, c, ask);
+}
+
+template <class Float>
+BANTAM_INLINE void weigh_all_rows(const WeighArgs& args, const std::byte* tile, bool ask) {
+  for (int r = 0; r < args.n_rows;) {
+    bool alike = r + kFloatRows <= args.n_rows;
+    for (int n = 1; alike && n < kFloatRows; ++n) {
+      alike = args.n_visible[r + n] == args.n_visible[r];
+    }
+    if (alike) {
+      weigh_float_rows<Float, kFloatRows>(args, tile, r, ask && r == 0);
+      r += kFloatRows;
+    } else {
+      weigh_float_rows<Float, 1>(args, tile, r, ask && r == 0);
+      ++r;
+    }
+  }
+}
+
+template <class Float>
+void weigh_float_simd(const WeighArgs& args) {
+  if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
+    return weigh_all_rows<Float>(args, args.tile, true);
+  }
+  const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+  weigh_all_rows<CodecOf<KvType::f32>>(args, tile.data(), false);
+}
+
+}  // namespace
+}  // namespace bantam
