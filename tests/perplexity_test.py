@@ -6,7 +6,8 @@ import numpy as np
 from harness import *
 
 TEXT = "tests/data/alice.txt"
-folder = tempfile.mkdtemp()
+kept = tempfile.TemporaryDirectory()
+folder = kept.name
 F32 = ["-ctk", "f32", "-ctv", "f32"]
 Q8 = ["-ctk", "q8_0", "-ctv", "q8_0"]
 
