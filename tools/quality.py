@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Measures what the KV types cost in quality and writes docs/QUALITY.md from what was measured.
 
-usage: quality.py run [--jobs NAME,... [--types KIND,...]]  runs what build/quality/results.jsonl lacks: JOBS below, in their order
+usage: quality.py run [--jobs NAME,...] [--types KIND,...] [--chunks N]   what build/quality/results.jsonl lacks of JOBS
        quality.py tasks [TYPE...]           recall tasks of the built-in model, one JSON line a type
        quality.py write                     docs/QUALITY.md from the results and the emulation (tools/kv_emulate.py)
 `run` prints each command. Every run has one thread: the bits are the same for any number.
 """
-import datetime, json, os, subprocess, sys
+import argparse, datetime, json, os, subprocess, sys
 sys.path[:0] = ["tests/support", "tools"]
 
 FOLDER = "build/quality"
@@ -28,7 +28,8 @@ JOBS = {
 def known():
     if not os.path.exists(RESULTS):
         return {}
-    return {(r["model"], r["act"], r["kind"]): r for r in map(json.loads, open(RESULTS))}
+    rows = sorted(map(json.loads, open(RESULTS)), key=lambda r: r["n_chunks"])
+    return {(r["model"], r["act"], r["kind"]): r for r in rows}
 
 
 def perplexity(args):
@@ -37,14 +38,16 @@ def perplexity(args):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def run(names, only):
+def run(names, only, most):
     os.makedirs(FOLDER, exist_ok=True)
     for name in names:
         model, act, chunks, kinds = JOBS[name]
-        base = f"{FOLDER}/{model}-{act}-f16.logits"
+        chunks = min(chunks, most)
+        base = f"{FOLDER}/{model}-{act}-f16-{chunks}.logits"
         common = [*MODELS[model][1], "--act", act]
         for kind in kinds:
-            if (model, act, kind) in known() or (only and kind not in only):
+            row = known().get((model, act, kind))
+            if (row and row["n_chunks"] >= chunks) or (only and kind not in only):
                 continue
             if not os.path.exists(base):
                 text = ["-f", "tests/data/alice.txt", "-c", "512", "--chunks", str(chunks)]
@@ -77,7 +80,9 @@ def number(x):
 
 
 def estimate(row):
-    return "–" if row is None else f"{number(row['kld'])} ± {number(row['kld_stderr'])}"
+    if row is None:
+        return "–"
+    return f"{number(row['kld'])} ± {number(row['kld_stderr'])}" + ("" if row["n_chunks"] >= 40 else f" ({row['n_chunks']} chunks)")
 
 
 def limit_of(row, emulated, prism):
@@ -87,8 +92,9 @@ def limit_of(row, emulated, prism):
 
 
 def type_table(model, measured, emulation):
-    lines = ["| K and V | KLD | emulated | chunks emulated | prism | limit | met | 99.9 % | maximum | same top | PPL(Q) / PPL(f16) | KLD with `--act f32` |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| K and V | KLD | chunks | emulated | chunks emulated | prism | limit | met | 99.9 % | maximum | same top | PPL(Q) / PPL(f16) | KLD with `--act f32` |",
+             "|" + "---|" * 13]
+    plain = measured.get((model, "i8", "f16"))
     for kind in TYPES:
         row, exact, emu = measured.get((model, "i8", kind)), measured.get((model, "f32", kind)), emulation.get(kind)
         if row is None:
@@ -96,9 +102,11 @@ def type_table(model, measured, emulation):
         prism = PRISM.get(kind) if model == "smol" else None
         limit = None if kind == "f16" else limit_of(row, emu and emu["mean_kld"], prism)
         met = "–" if limit is None else "yes" if row["kld"] <= limit else "**no**"
+        # Not the base's own PPL: the file raises the improbable tokens.
+        ratio = f"{row['ppl'] / plain['ppl']:.4f}" if plain and plain["n_chunks"] == row["n_chunks"] else "–"
         emulated = "–" if emu is None else f"{number(emu['mean_kld'])} ± {number(emu['stderr'])}"
-        lines.append(f"| {kind} | {estimate(row)} | {emulated} | {emu['chunks'] if emu else '–'} | {number(prism)} | {number(limit)} | {met} | "
-                     f"{number(row['kld_percentiles']['99.9'])} | {row['kld_max']:.4f} | {100 * row['same_top']:.2f} % | {row['ppl_ratio']:.4f} | {estimate(exact)} |")
+        lines.append(f"| {kind} | {number(row['kld'])} ± {number(row['kld_stderr'])} | {row['n_chunks']} | {emulated} | {emu['chunks'] if emu else '–'} | {number(prism)} | {number(limit)} | {met} | "
+                     f"{number(row['kld_percentiles']['99.9'])} | {row['kld_max']:.4f} | {100 * row['same_top']:.2f} % | {ratio} | {estimate(exact)} |")
     return lines
 
 
@@ -118,17 +126,18 @@ def task_table():
     wanted = [json.loads(line) for line in open("tests/data/tasks.jsonl")]
     rows = {r["kind"]: r for r in map(json.loads, open(f"{FOLDER}/tasks.jsonl"))}
     base, recall = rows["f16"]["answers"], [i for i, t in enumerate(wanted) if t["kind"].startswith("recall")]
-    lines = [f"| K and V | right of {len(wanted)} | recall flips of {len(recall)} | share | at most 1 % | right before | right after | all flips |",
-             "|---|---|---|---|---|---|---|---|"]
-    for kind in TYPES:
-        if kind not in rows:
-            continue
+    right = lambda answers, i: answers[i] == wanted[i]["expected"]
+    lines = [f"| K and V | right of {len(wanted)} | recall answers changed of {len(recall)} | share | at most 1 % | right to wrong | wrong to right | "
+             "wrong to wrong | where | against the float model |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for kind in (kind for kind in TYPES if kind in rows):
         answers = rows[kind]["answers"]
         flips = [i for i in recall if answers[i] != base[i]]
-        before, after = (sum(a[i] == wanted[i]["expected"] for i in flips) for a in (base, answers))
-        share = len(flips) / len(recall)
-        lines.append(f"| {kind} | {rows[kind]['right']} | {len(flips)} | {100 * share:.1f} % | {'yes' if share <= 0.01 else '**no**'} | {before} | {after} | "
-                     f"{sum(a != b for a, b in zip(answers, base))} |")
+        worse, better = sum(right(base, i) for i in flips), sum(right(answers, i) for i in flips)
+        where = [wanted[i]["kind"] for i in flips]
+        places = ", ".join(f"{where.count(k)} {k}" for k in dict.fromkeys(t["kind"] for t in wanted) if k in where)
+        apart = sum(answers[i] != wanted[i]["float_answer"] for i in recall)
+        lines.append(f"| {kind} | {rows[kind]['right']} | {len(flips)} | {100 * len(flips) / len(recall):.1f} % | "
+                     f"{'yes' if len(flips) <= 0.01 * len(recall) else '**no**'} | {worse} | {better} | {len(flips) - worse - better} | {places} | {apart} |")
     return lines
 
 
@@ -154,8 +163,11 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["tasks"]:
         tasks(sys.argv[2:] or TYPES)
     elif sys.argv[1:2] == ["run"]:
-        jobs = sys.argv[3].split(",") if sys.argv[2:3] == ["--jobs"] else list(JOBS)
-        only = sys.argv[5].split(",") if sys.argv[4:5] == ["--types"] else []
-        run(jobs, only)
+        parser = argparse.ArgumentParser(usage=__doc__)
+        parser.add_argument("--jobs", default=",".join(JOBS))
+        parser.add_argument("--types", default="")
+        parser.add_argument("--chunks", type=int, default=40)
+        given = parser.parse_args(sys.argv[2:])
+        run(given.jobs.split(","), [kind for kind in given.types.split(",") if kind], given.chunks)
     else:
         sys.exit(__doc__)
