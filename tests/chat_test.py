@@ -42,7 +42,7 @@ code, out, err = run(["info", "-m", TINY, "-c", "512", "-ctk", "q4_0", "-ctv", "
 check("info", code == 0 and "q4_0" in out and "memory" in out, out)
 code, out, err = run(["info", "--json"])
 check("info --json", code == 0 and isinstance(json.loads(out), dict), out[:200])
-for program in ("llama-server", "llama-cli", "llama-bench"):
+for program in ("llama-server", "llama-cli", "llama-bench", "llama-perplexity"):
     check("link " + program, os.path.islink(f"{BIN}/{program}"))
     code, out, err = run(["--help"], program=program)
     check(program + " --help", code == 0 and "-ctk" in out, code)

@@ -65,7 +65,7 @@ refuses("other tokenizer", ["chat", "-p", "x", "-m", write("tok", patched(b"gpt2
 unreadable = write("unreadable", tiny)
 
 # ---- flags
-for command in ("serve", "chat", "bench", "logits", "info"):
+for command in ("serve", "chat", "bench", "perplexity", "logits", "info"):
     refuses(f"{command}: unknown flag", [command, "--no-such-flag"], 2, "invalid argument", "--no-such-flag")
     refuses(f"{command}: K type", [command, "-ctk", "q3_k"], 2, "Unsupported cache type", "q3_k")
     refuses(f"{command}: threads 10000", [command, "-t", "10000"], 2, "10000")

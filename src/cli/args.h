@@ -1,6 +1,6 @@
 // Command lines: one table of flags for parsing, --help and the LLAMA_ARG_* environment. Flags are
-// those of llama-server, llama-cli and llama-bench. Refuses unknown flags, bad values, and flags
-// whose silent loss would change answers.
+// those of llama-server, llama-cli, llama-bench and llama-perplexity. Refuses unknown flags, bad
+// values, and flags whose silent loss would change answers.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace bantam {
 
-enum class Command { serve, chat, bench, logits, info, tokenize };
+enum class Command { serve, chat, bench, logits, info, tokenize, perplexity };
 
 struct CliOptions {
   Command command = Command::serve;
@@ -61,6 +61,14 @@ struct CliOptions {
   int chunk = 0;  // rows of one step; 0: as many as fit
   int beside = 0;
   bool json = false;
+
+  // perplexity (prompt and file: the text)
+  std::string base_file;    // log-probabilities, written or read
+  bool divergence = false;  // read base_file instead of writing it
+  int n_chunks = -1;        // at most; -1: all of the text
+  int stride = 0;           // 0: whole chunks side by side
+  int lines = 0;            // 1: a line for each chunk
+  std::string ppl_output = "text";
 
   std::vector<std::string> notes;  // one line each, to be logged as warnings
   bool from_environment = false;   // while the environment is read

@@ -12,6 +12,7 @@ int run_bench(const CliOptions& options);
 int run_logits(const CliOptions& options);
 int run_info(const CliOptions& options);
 int run_tokenize(const CliOptions& options);
+int run_perplexity(const CliOptions& options);
 
 // Prints the error as one line on stderr; 2 for refusals, 1 otherwise.
 int report_error(const Error& error);

@@ -240,10 +240,10 @@ void add_model_flags(std::vector<Flag>& rows) {
           "rounding of matrix inputs: i8 (default), i16 (near exact), f32 (exact, slow)");
   all.add({"-ngl", "--gpu-layers", "--n-gpu-layers"}, "LLAMA_ARG_N_GPU_LAYERS", "N", set_gpu_layers,
           "accepted; this build has no GPU backend");
-  Table loading(rows, kServe | kChat | kBench | kLogits);
+  Table loading(rows, kServe | kChat | kBench | kLogits | kPerplexity);
   loading.add({"--pack-cache"}, "BANTAM_PACK_CACHE", "DIR", text(FIELD(engine.pack_cache)),
               "folder for packed weights: the first start writes them, later ones map them");
-  Table run(rows, kRun);
+  Table run(rows, kRun & ~kPerplexity);
   run.add({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE", "N",
           integer(FIELD(engine.n_ctx), 0, int64_t{kMaxContext} * kMaxSequences),
           "context of all slots together; 0: as trained; default: what fits");
@@ -406,6 +406,7 @@ const std::vector<Flag>& flags() {
     add_chat_flags(all);
     add_bench_flags(all);
     add_tool_flags(all);
+    add_perplexity_flags(all);
     add_common_flags(all);
     add_accepted_flags(all);
     add_refused_flags(all);

@@ -13,8 +13,8 @@
 namespace bantam {
 
 inline constexpr unsigned kServe = 1, kChat = 2, kBench = 4, kLogits = 8, kInfo = 16,
-                          kTokenize = 32;
-inline constexpr unsigned kRun = kServe | kChat | kLogits | kInfo | kTokenize;
+                          kTokenize = 32, kPerplexity = 64;
+inline constexpr unsigned kRun = kServe | kChat | kLogits | kInfo | kTokenize | kPerplexity;
 inline constexpr unsigned kAll = kRun | kBench;
 
 unsigned bit_of(Command command);
@@ -35,6 +35,7 @@ struct Flag {
 };
 
 const std::vector<Flag>& flags();
+void add_perplexity_flags(std::vector<Flag>& rows);
 void add_thread_flags(std::vector<Flag>& rows);
 void add_accepted_flags(std::vector<Flag>& rows);
 void add_refused_flags(std::vector<Flag>& rows);

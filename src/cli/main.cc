@@ -26,6 +26,8 @@ constexpr CommandRow kCommands[] = {
     {"serve", "llama-server", Command::serve, run_serve, "HTTP server and chat page"},
     {"chat", "llama-cli", Command::chat, run_chat, "chat in the terminal"},
     {"bench", "llama-bench", Command::bench, run_bench, "speed of prompts and generation"},
+    {"perplexity", "llama-perplexity", Command::perplexity, run_perplexity,
+     "perplexity of a text, divergence from a base"},
     {"logits", "", Command::logits, run_logits, "raw logits of given tokens"},
     {"info", "", Command::info, run_info, "what a model file holds and needs"},
     {"tokenize", "", Command::tokenize, run_tokenize, "text to token ids"},
@@ -92,8 +94,10 @@ int start(int argc, char** argv) {
   for (const CommandRow& row : kCommands) {
     if (command == row.name) return dispatch(row, args, false);
   }
-  log_error("unknown command '{}', expected serve, chat, bench, logits, info or tokenize",
-            command.substr(0, 80));
+  log_error(
+      "unknown command '{}', expected serve, chat, bench, perplexity, logits, info or "
+      "tokenize",
+      command.substr(0, 80));
   return 2;
 }
 

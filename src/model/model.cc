@@ -59,6 +59,8 @@ struct Model::Impl {
   void feed_forward(const LayerWeights& layer, int n_rows);
   void prepare(std::span<const BatchRow> rows);
   void output(std::span<const BatchRow> rows);
+  void norm_row(int row, int n);
+  void project(int n);
 
   ModelConfig config;
   ModelOptions options;
@@ -165,12 +167,19 @@ void Model::Impl::output(std::span<const BatchRow> rows) {
   int n = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (!rows[i].want_logits) continue;
-    CHECK(n < options.max_logit_rows);
-    backend->norm(x + static_cast<int64_t>(i) * config.d_model, weights.output_norm,
-                  config.norm_eps, 1, config.d_model, y + int64_t{n} * config.d_model);
-    ++n;
+    norm_row(static_cast<int>(i), n++);
   }
-  if (n == 0) return;
+  if (n > 0) project(n);
+}
+
+// Row of the step -> row n of what project() multiplies.
+void Model::Impl::norm_row(int row, int n) {
+  CHECK(n < options.max_logit_rows);
+  backend->norm(x + int64_t{row} * config.d_model, weights.output_norm, config.norm_eps, 1,
+                config.d_model, y + int64_t{n} * config.d_model);
+}
+
+void Model::Impl::project(int n) {
   const Matrix& w = config.tied_output ? weights.embedding : weights.output;
   const MatmulOut out[] = {product(w, logits)};
   backend->matmul(out, {y, n});
@@ -241,6 +250,12 @@ void Model::step(std::span<const BatchRow> rows) {
     impl_->feed_forward(layer, n_rows);
   }
   impl_->output(rows);
+}
+
+void Model::project(int first, int n) {
+  CHECK(first >= 0 && n > 0 && first + n <= static_cast<int>(impl_->tokens.size()));
+  for (int i = 0; i < n; ++i) impl_->norm_row(first + i, i);
+  impl_->project(n);
 }
 
 std::span<const float> Model::logits(int i) const {

@@ -61,7 +61,10 @@ class Model {
   // ascending and contiguous. Refuses (CHECK) rows beyond the context or out of order. No memory is
   // allocated.
   void step(std::span<const BatchRow> rows);
-  // Of the i-th row with want_logits in the last step: [n_vocab].
+  // Logits of rows [first, first + n) of the last step, in place of those asked for there; n at
+  // most max_logit_rows. The same bits.
+  void project(int first, int n);
+  // Of the i-th row with logits of the last step or project: [n_vocab].
   std::span<const float> logits(int i) const;
 
   int length(int seq) const;  // positions in the cache
