@@ -150,6 +150,67 @@ TEST(Engine, ReusesThePrefix) {
   EXPECT_EQ(second.last.timings.cache_n, second.last.n_prompt - 1);
 }
 
+// The second request takes its beginning from the slot of the first one, which is busy or just done.
+TEST(Engine, SharesThePrefixOfAnotherSlot) {
+  const auto engine = start(2);
+  Collector busy, shared, alone;
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  GenRequest endless = greedy(prompt, -1);
+  endless.ignore_eos = true;
+  const Result<uint64_t> id = engine->submit(endless, busy.sink());
+  ASSERT_TRUE(id.ok());
+  busy.wait_for_token();
+  GenRequest same = greedy(prompt);
+  same.id_slot = 1;
+  generate(*engine, std::move(same), shared);
+  EXPECT_EQ(shared.text, "The capital of France is Paris.");
+  EXPECT_EQ(shared.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+  EXPECT_EQ(shared.last.timings.prompt_n, 1);
+  engine->cancel(*id);
+  busy.wait();
+  GenRequest fresh = greedy(chat(*engine, kQuestions[1]));
+  fresh.cache_prompt = false;
+  generate(*engine, std::move(fresh), alone);
+  EXPECT_EQ(alone.last.timings.cache_n, 0);
+}
+
+// Bits of the logits: a sequence that began as a copy against one that was computed.
+TEST(LoadedModel, CopiedSequencesGiveTheSameBits) {
+  EngineOptions options;
+  options.n_slots = 3;
+  options.n_ctx = 3 * 768;
+  options.n_threads = 2;
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(options);
+  ASSERT_TRUE(loaded.ok());
+  LoadedModel& model = **loaded;
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 600; ++i) tokens.push_back((i * 37 + i / 7) % 900);
+  const auto run = [&](int seq, int n) {
+    std::vector<float> all;
+    const std::span<const int32_t> rest(tokens.data() + model.length(seq),
+                                        static_cast<size_t>(n - model.length(seq)));
+    EXPECT_TRUE(model.eval(seq, rest, 0, true, [&](int, std::span<const float> logits) {
+      all.insert(all.end(), logits.begin(), logits.begin() + 64);
+    }));
+    return all;
+  };
+  const std::vector<float> whole = run(0, 600);
+  const auto tail_of = [&](int from) {
+    return std::vector<float>(whole.begin() + from * 64, whole.end());
+  };
+  for (const int n : {1, 255, 256, 300, 512, 513, 599}) {
+    model.copy(0, 1, n);
+    model.copy(1, 2, n);
+    model.truncate(2, n - 1);
+    EXPECT_EQ(run(1, 600), tail_of(n)) << n;
+    EXPECT_EQ(run(2, 600), tail_of(n - 1)) << n;
+  }
+  // The sequence they were copied from is what it was.
+  model.copy(0, 1, 600);
+  model.truncate(0, 560);
+  EXPECT_EQ(run(0, 600), tail_of(560));
+}
+
 TEST(Engine, StopStringsAreNotShown) {
   const auto engine = start(1);
   for (const std::string stop : {" France", "capital of Fr", "is Paris", "T"}) {

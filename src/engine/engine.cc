@@ -68,6 +68,7 @@ struct Engine::Impl {
   void take_mail();
   void begin(uint64_t id, GenRequest request, GenSink sink);
   void end(uint64_t id, StopReason reason);
+  void change_cache(const StepPlan& plan);
   void run_step();
   void note_step(const StepPlan& plan, double ms);
   void draw(const StepPlan& plan);
@@ -296,13 +297,24 @@ void Engine::Impl::note_step(const StepPlan& plan, double ms) {
   }
 }
 
+void Engine::Impl::change_cache(const StepPlan& plan) {
+  for (const CacheChange& change : plan.changes) {
+    switch (change.kind) {
+      case CacheChange::Kind::truncate:
+        model.truncate(change.slot, change.n_keep);
+        break;
+      case CacheChange::Kind::copy:
+        model.copy(change.from, change.slot, change.n_keep);
+        break;
+    }
+  }
+}
+
 void Engine::Impl::run_step() {
   const int floor = static_cast<int>(scheduler.slots().size()) + 1;
   const int budget = std::min(std::max(row_budget, floor), model.model().options().max_rows);
   const StepPlan plan = scheduler.plan(budget);
-  for (const StepPlan::Truncate& cut : plan.truncate) {
-    model.truncate(cut.slot, std::min(cut.n_keep, model.length(cut.slot)));
-  }
+  change_cache(plan);
   const Clock::time_point start = Clock::now();
   for (const ScheduledRow& row : plan.rows) {
     Running& r = running.at(scheduler.slots()[static_cast<size_t>(row.slot)].request);

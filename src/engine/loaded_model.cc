@@ -384,6 +384,7 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 }
 
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
+void LoadedModel::copy(int from, int to, int n) { model_->copy(from, to, n); }
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
 TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options) {

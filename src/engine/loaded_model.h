@@ -108,6 +108,7 @@ class LoadedModel {
   Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits,
               const LogitsSink& on_logits, const std::function<bool()>& keep_going = {});
   void truncate(int seq, int n_keep);  // keeps positions [0, n_keep)
+  void copy(int from, int to, int n);  // `to` becomes the first n positions of `from`
   int length(int seq) const;
 
  private:

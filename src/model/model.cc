@@ -251,5 +251,6 @@ std::span<const float> Model::logits(int i) const {
 
 int Model::length(int seq) const { return impl_->cache->length(seq); }
 void Model::truncate(int seq, int n_keep) { impl_->cache->truncate(seq, n_keep); }
+void Model::copy(int from, int to, int n) { impl_->cache->copy(from, to, n); }
 
 }  // namespace bantam

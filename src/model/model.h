@@ -66,6 +66,8 @@ class Model {
 
   int length(int seq) const;  // positions in the cache
   void truncate(int seq, int n_keep);
+  // Sequence `to` becomes the first n positions of `from`, sharing pages.
+  void copy(int from, int to, int n);
 
  private:
   Model();
