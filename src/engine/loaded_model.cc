@@ -228,6 +228,7 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   planned.model_options.type_v = options.type_v;
   planned.model_options.n_seqs = options.n_slots;
   planned.model_options.act = options.act;
+  planned.model_options.saves = options.saves;
   choose_rows(options, planned);
   describe_file(file, options, planned.report);
   describe_config(*config, options, planned.report);

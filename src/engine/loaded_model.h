@@ -36,6 +36,7 @@ struct EngineOptions {
   ActType act = ActType::i8;
   TeamWish team, team_batch;  // CPUs and priority of the threads
   std::string isa;            // BANTAM_ISA; empty: best
+  bool saves = false;         // slots will be saved or restored
   std::string pack_cache;     // folder of packed weights that later starts map; empty: none
 };
 
@@ -99,6 +100,7 @@ class LoadedModel {
   const ModelReport& report() const { return report_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Model& model() { return *model_; }
+  const Model& model() const { return *model_; }
 
   // Feeds tokens to a sequence from its present length on, in chunks of at most `chunk` rows (0:
   // n_ubatch). on_logits (may be empty) is called for every position when all_logits, else for the

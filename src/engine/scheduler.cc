@@ -204,6 +204,13 @@ void Scheduler::release(int index, bool forget) {
   slot.last_used = forget ? 0 : ++clock_;
 }
 
+void Scheduler::refill(int index, std::vector<int32_t> cached) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  slot.cached = std::move(cached);
+  slot.last_used = slot.cached.empty() ? 0 : ++clock_;
+}
+
 bool Scheduler::idle() const {
   return queue_.empty() && std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
            return slot.phase == Slot::Phase::idle;

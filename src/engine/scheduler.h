@@ -79,6 +79,8 @@ class Scheduler {
   StopReason sampled(int slot, int32_t token, StopReason reason);
   // Frees a slot whose request is over. forget: its cached tokens must not be used again.
   void release(int slot, bool forget = false);
+  // What the cache of an idle slot (CHECK) holds from now on.
+  void refill(int slot, std::vector<int32_t> cached);
 
   std::span<const Slot> slots() const { return slots_; }
   int n_queued() const { return static_cast<int>(queue_.size()); }

@@ -121,6 +121,58 @@ void KvCache::truncate(int seq, int n_keep) {
     erase_in_page(sequence.pages.back(), n_keep % kPagePositions);
   }
   sequence.length = n_keep;
+  settle(sequence);
+}
+
+// Without moved pages a sequence is as if it had never been shifted.
+void KvCache::settle(Sequence& sequence) {
+  if (static_cast<int>(sequence.pages.size()) > sequence.n_kept) return;
+  sequence.n_kept = 0;
+  sequence.moved = 0;
+}
+
+void KvCache::shift(int seq, int n_keep, int n_discard) {
+  Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+  CHECK(n_keep >= 0 && n_discard > 0 && n_keep + n_discard <= sequence.length / kPagePositions);
+  CHECK(sequence.moved == 0 || sequence.n_kept == n_keep);
+  const int by = n_discard * kPagePositions;
+  CHECK(sequence.moved <= kMaxMoved - by);
+  const auto first = sequence.pages.begin() + n_keep;
+  for (auto page = first; page != first + n_discard; ++page) give_page(*page);
+  sequence.pages.erase(first, first + n_discard);
+  sequence.length -= by;
+  sequence.n_kept = n_keep;
+  sequence.moved += by;
+  settle(sequence);
+}
+
+std::span<const std::byte> KvCache::read_page(int seq, int page, int layer,
+                                              std::span<std::byte> out) const {
+  CHECK(page < n_pages(seq) && static_cast<int64_t>(out.size()) >= page_bytes());
+  const int32_t physical = pages(seq)[page];
+  backend_.copy(out.data(), k_pages(layer) + physical * page_bytes_k_, page_bytes_k_);
+  backend_.copy(out.data() + page_bytes_k_, v_pages(layer) + physical * page_bytes_v_,
+                page_bytes_v_);
+  return out.first(static_cast<size_t>(page_bytes()));
+}
+
+void KvCache::write_page(int seq, int page, int layer, std::span<const std::byte> bytes) {
+  CHECK(page < n_pages(seq) && static_cast<int64_t>(bytes.size()) == page_bytes());
+  const int32_t physical = pages(seq)[page];
+  CHECK(references(physical) == 1);
+  backend_.copy(k_pages(layer) + physical * page_bytes_k_, bytes.data(), page_bytes_k_);
+  backend_.copy(v_pages(layer) + physical * page_bytes_v_, bytes.data() + page_bytes_k_,
+                page_bytes_v_);
+}
+
+void KvCache::adopt(int seq, int n, int n_kept, int moved) {
+  CHECK(length(seq) == 0 && moved >= 0 && moved <= kMaxMoved && moved % kPagePositions == 0);
+  extend(seq, n);
+  Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+  CHECK(n_kept >= 0 && n_kept <= n_pages(seq));
+  sequence.n_kept = n_kept;
+  sequence.moved = moved;
+  settle(sequence);
 }
 
 void KvCache::copy(int from, int to, int n) {
@@ -135,7 +187,10 @@ void KvCache::copy(int from, int to, int n) {
     target.pages.push_back(page);
   }
   target.length = std::min(n_pages * kPagePositions, source.length);
+  target.n_kept = source.n_kept;
+  target.moved = source.moved;
   truncate(to, n);
+  settle(target);
 }
 
 }  // namespace bantam

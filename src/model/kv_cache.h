@@ -36,6 +36,28 @@ class KvCache {
   // Sequence `to` becomes the first n positions of `from`: whole pages are shared, and so is the
   // last one unless n ends inside what it holds.
   void copy(int from, int to, int n);
+  // Takes pages [n_keep, n_keep + n_discard), all of them full, out of the sequence; those behind
+  // move forward and keep their bytes (NUMERICS rule 8). n_keep must be the same as in earlier
+  // shifts of what the sequence holds.
+  void shift(int seq, int n_keep, int n_discard);
+  // How far a page has moved: K of a position in it was turned by RoPE for position + offset. The
+  // pages kept in front have not moved, all others by the same.
+  int offset(int seq, int page) const {
+    const Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+    return page < sequence.n_kept ? 0 : sequence.moved;
+  }
+  int n_kept(int seq) const { return sequences_[static_cast<size_t>(seq)].n_kept; }
+  int moved(int seq) const { return sequences_[static_cast<size_t>(seq)].moved; }
+
+  // Pages as bytes, of one layer, for saved files: K, then V.
+  std::span<const std::byte> read_page(int seq, int page, int layer,
+                                       std::span<std::byte> out) const;
+  void write_page(int seq, int page, int layer, std::span<const std::byte> bytes);
+  // An empty sequence becomes one of n positions, to be filled by write_page.
+  void adopt(int seq, int n, int n_kept, int moved);
+  int64_t page_bytes() const { return page_bytes_k_ + page_bytes_v_; }
+  int n_layers() const { return n_layers_; }
+
   // Page numbers of a sequence, valid until the next change of that sequence.
   const int32_t* pages(int seq) const { return sequences_[static_cast<size_t>(seq)].pages.data(); }
   int n_pages(int seq) const {
@@ -52,11 +74,14 @@ class KvCache {
   struct Sequence {
     std::vector<int32_t> pages;
     int length = 0;
+    int n_kept = 0;  // pages in front that shifts left where they were
+    int moved = 0;   // positions by which the others have moved
   };
   KvCache(const AttentionPlan& plan, int n_layers, int n_ctx, int n_seqs, Backend& backend);
   int32_t take_page(bool clean);
   void give_page(int32_t page);
   void own_page(Sequence& sequence, size_t index);
+  static void settle(Sequence& sequence);
   void clean(int32_t page);
   void erase_in_page(int32_t page, int from);
 
