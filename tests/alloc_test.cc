@@ -94,6 +94,24 @@ void expect_none(const EngineOptions& options, int n_tokens = kTokens) {
   EXPECT_NE(sum, 0);
 }
 
+// The token that follows a shared beginning is stored into a copy of the last page.
+void expect_none_after_copies(LoadedModel& model) {
+  EXPECT_EQ(allocations(model,
+                        [&] {
+                          for (int i = 0; i < 300; ++i) {
+                            const BatchRow row{i % 50, 0, i, false};
+                            model.model().step({&row, 1});
+                          }
+                          for (int n : {300, 290, 256, 299}) {
+                            model.copy(0, 1, n);
+                            const BatchRow row{7, 1, n, true};
+                            model.model().step({&row, 1});
+                          }
+                        }),
+            0)
+      << "copied sequences";
+}
+
 EngineOptions options_of(int n_threads, int n_threads_batch) {
   EngineOptions options;  // the built-in model
   options.n_ctx = 512;
@@ -113,6 +131,15 @@ TEST(Allocations, AreCounted) {
 TEST(Allocations, NoneInAStep) {
   expect_none(options_of(1, 1));
   expect_none(options_of(2, 2));
+}
+
+TEST(Allocations, NoneForSharedBeginnings) {
+  EngineOptions options = options_of(2, 2);
+  options.n_slots = 2;
+  options.n_ctx = 1024;
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(options);
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  expect_none_after_copies(**loaded);
 }
 
 TEST(Allocations, NoneWithAnotherTeamForPrompts) {

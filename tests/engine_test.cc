@@ -3,9 +3,12 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <future>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -58,14 +61,24 @@ class Collector {
   bool ended_ = false;
 };
 
-std::unique_ptr<Engine> start(int n_slots, int max_queue = 256) {
+std::unique_ptr<Engine> start(int n_slots, int max_queue = 256, bool saves = false) {
   EngineOptions options;
+  options.saves = saves;
   options.n_slots = n_slots;
   options.n_ctx = 512 * n_slots;
   options.n_threads = 2;
   Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
   CHECK(model.ok());
   return Engine::start(std::move(*model), max_queue);
+}
+
+// Does one thing to a slot and waits for it.
+Result<SlotDone> change(Engine& engine, SlotAction action, int slot, const std::string& path = "") {
+  std::promise<Result<SlotDone>> promise;
+  const Status status = engine.change_slot(
+      action, slot, path, [&](const Result<SlotDone>& done) { promise.set_value(done); });
+  if (!status) return status.error();
+  return promise.get_future().get();
 }
 
 std::vector<int32_t> chat(const Engine& engine, const std::string& question) {
@@ -148,6 +161,68 @@ TEST(Engine, ReusesThePrefix) {
   EXPECT_EQ(second.text, first.text);
   EXPECT_EQ(second.last.timings.prompt_n, 1);
   EXPECT_EQ(second.last.timings.cache_n, second.last.n_prompt - 1);
+}
+
+// The second request takes its beginning from the slot of the first one, which is busy or just done.
+TEST(Engine, SharesThePrefixOfAnotherSlot) {
+  const auto engine = start(2);
+  Collector busy, shared, alone;
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  GenRequest endless = greedy(prompt, -1);
+  endless.ignore_eos = true;
+  const Result<uint64_t> id = engine->submit(endless, busy.sink());
+  ASSERT_TRUE(id.ok());
+  busy.wait_for_token();
+  GenRequest same = greedy(prompt);
+  same.id_slot = 1;
+  generate(*engine, std::move(same), shared);
+  EXPECT_EQ(shared.text, "The capital of France is Paris.");
+  EXPECT_EQ(shared.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+  EXPECT_EQ(shared.last.timings.prompt_n, 1);
+  engine->cancel(*id);
+  busy.wait();
+  GenRequest fresh = greedy(chat(*engine, kQuestions[1]));
+  fresh.cache_prompt = false;
+  generate(*engine, std::move(fresh), alone);
+  EXPECT_EQ(alone.last.timings.cache_n, 0);
+}
+
+// Bits of the logits: a sequence that began as a copy against one that was computed.
+TEST(LoadedModel, CopiedSequencesGiveTheSameBits) {
+  EngineOptions options;
+  options.n_slots = 3;
+  options.n_ctx = 3 * 768;
+  options.n_threads = 2;
+  options.n_logit_rows = 64;
+  Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(options);
+  ASSERT_TRUE(loaded.ok());
+  LoadedModel& model = **loaded;
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 600; ++i) tokens.push_back((i * 37 + i / 7) % 900);
+  const auto run = [&](int seq, int n) {
+    std::vector<float> all;
+    const std::span<const int32_t> rest(tokens.data() + model.length(seq),
+                                        static_cast<size_t>(n - model.length(seq)));
+    EXPECT_TRUE(model.eval(seq, rest, 0, true, [&](int, std::span<const float> logits) {
+      all.insert(all.end(), logits.begin(), logits.begin() + 64);
+    }));
+    return all;
+  };
+  const std::vector<float> whole = run(0, 600);
+  const auto tail_of = [&](int from) {
+    return std::vector<float>(whole.begin() + from * 64, whole.end());
+  };
+  for (const int n : {1, 255, 256, 300, 512, 513, 599}) {
+    model.copy(0, 1, n);
+    model.copy(1, 2, n);
+    model.truncate(2, n - 1);
+    EXPECT_EQ(run(1, 600), tail_of(n)) << n;
+    EXPECT_EQ(run(2, 600), tail_of(n - 1)) << n;
+  }
+  // The sequence they were copied from is what it was.
+  model.copy(0, 1, 600);
+  model.truncate(0, 560);
+  EXPECT_EQ(run(0, 600), tail_of(560));
 }
 
 TEST(Engine, StopStringsAreNotShown) {
@@ -262,6 +337,83 @@ TEST(Engine, CancelsWhileGeneratingPrefillingAndQueued) {
   Collector after;
   generate(*engine, greedy(chat(*engine, kQuestions[0])), after);
   EXPECT_EQ(after.text, "The capital of France is Paris.");
+}
+
+TEST(Engine, SavedSlotsGoOnWhereTheyWere) {
+  char folder[] = "/tmp/bantam_engine_XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  const std::string path = std::string(folder) + "/slot";
+  Collector before, after, again;
+  std::vector<int32_t> prompt;
+  int n_saved = 0;
+  {
+    const auto engine = start(1, 4, true);
+    prompt = chat(*engine, kQuestions[0]);
+    EXPECT_EQ(change(*engine, SlotAction::save, 0, path).error().kind, ErrorKind::refused);  // empty
+    generate(*engine, greedy(prompt), before);
+    const Result<SlotDone> saved = change(*engine, SlotAction::save, 0, path);
+    ASSERT_TRUE(saved.ok()) << saved.error().message;
+    n_saved = saved->n_tokens;
+    EXPECT_EQ(n_saved, engine->slots()[0].n_cached);
+    EXPECT_EQ(change(*engine, SlotAction::save, 0, std::string(folder) + "/none/slot").error().kind,
+              ErrorKind::failed);
+    EXPECT_EQ(engine->slots()[0].n_cached, n_saved);
+  }
+  const auto engine = start(2, 4, true);
+  EXPECT_FALSE(change(*engine, SlotAction::restore, 1, path + "x").ok());
+  const Result<SlotDone> restored = change(*engine, SlotAction::restore, 1, path);
+  ASSERT_TRUE(restored.ok()) << restored.error().message;
+  EXPECT_EQ(restored->slot, 1);
+  EXPECT_EQ(restored->n_tokens, n_saved);
+  EXPECT_EQ(engine->slots()[1].n_cached, n_saved);
+  generate(*engine, greedy(prompt), after);
+  EXPECT_EQ(after.last.slot, 1);
+  EXPECT_EQ(after.last.timings.prompt_n, 1);
+  EXPECT_EQ(after.tokens, before.tokens);
+  const Result<SlotDone> erased = change(*engine, SlotAction::erase, 1);
+  ASSERT_TRUE(erased.ok());
+  EXPECT_EQ(erased->n_tokens, n_saved);
+  EXPECT_EQ(engine->slots()[1].n_cached, 0);
+  generate(*engine, greedy(prompt), again);
+  EXPECT_EQ(again.last.timings.cache_n, 0);
+  EXPECT_EQ(again.tokens, before.tokens);
+  EXPECT_EQ(change(*engine, SlotAction::erase, 2).error().kind, ErrorKind::refused);
+  EXPECT_EQ(change(*engine, SlotAction::erase, -1).error().kind, ErrorKind::refused);
+  ::unlink(path.c_str());
+  EXPECT_EQ(::rmdir(folder), 0);
+  const auto plain = start(1);
+  EXPECT_EQ(change(*plain, SlotAction::save, 0, path).error().kind, ErrorKind::refused);
+  EXPECT_TRUE(change(*plain, SlotAction::erase, 0).ok());
+}
+
+// A busy slot is changed when its request is over, before the next one takes it; at the end every job is answered.
+TEST(Engine, SlotJobsWaitForTheirSlot) {
+  auto engine = start(1);
+  Collector running, next;
+  GenRequest endless = greedy(chat(*engine, kQuestions[0]), -1);
+  endless.ignore_eos = true;
+  const Result<uint64_t> id = engine->submit(endless, running.sink());
+  ASSERT_TRUE(id.ok());
+  running.wait_for_token();
+  std::promise<Result<SlotDone>> erased, last;
+  ASSERT_TRUE(engine->change_slot(SlotAction::erase, 0, "", [&](const Result<SlotDone>& done) {
+    erased.set_value(done);
+  }));
+  ASSERT_TRUE(engine->submit(endless, next.sink()).ok());
+  engine->cancel(*id);
+  running.wait();
+  const Result<SlotDone> done = erased.get_future().get();
+  ASSERT_TRUE(done.ok());
+  EXPECT_GT(done->n_tokens, 0);
+  next.wait_for_token();
+  ASSERT_TRUE(engine->change_slot(SlotAction::erase, 0, "", [&](const Result<SlotDone>& result) {
+    last.set_value(result);
+  }));
+  engine.reset();
+  const Result<SlotDone> ended = last.get_future().get();
+  EXPECT_TRUE(ended.ok() || ended.error().kind == ErrorKind::cancelled);
+  next.wait();
+  EXPECT_EQ(next.last.timings.cache_n, 0);
 }
 
 TEST(Engine, RefusesAtOnce) {

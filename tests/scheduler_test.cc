@@ -94,8 +94,9 @@ TEST(Scheduler, ReusesThePrefixButComputesTheLastToken) {
   EXPECT_EQ(run_alone(scheduler, 64), StopReason::limit);
   ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10), 1)).ok());
   const StepPlan plan = scheduler.plan(64);
-  ASSERT_EQ(plan.truncate.size(), 1u);
-  EXPECT_EQ(plan.truncate[0].n_keep, 9);
+  ASSERT_EQ(plan.changes.size(), 1u);
+  EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::truncate);
+  EXPECT_EQ(plan.changes[0].n_keep, 9);
   ASSERT_EQ(plan.rows.size(), 1u);
   EXPECT_EQ(plan.rows[0].pos, 9);
   EXPECT_TRUE(plan.rows[0].want_logits);
@@ -191,6 +192,51 @@ TEST(Scheduler, ForgottenCacheIsNotReused) {
   EXPECT_EQ(scheduler.plan(64).rows.size(), 10u);
 }
 
+TEST(Scheduler, SharesTheLongestPrefixOfAnySlot) {
+  Scheduler scheduler(3, 256, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(100), -1, 0)).ok());
+  scheduler.ran(scheduler.plan(64));  // 64 of 100 are in the cache, the slot is busy
+  std::vector<int32_t> prompt = prompt_of(80);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt, 1)).ok());
+  StepPlan plan = scheduler.plan(64);
+  ASSERT_EQ(plan.changes.size(), 1u);
+  EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::copy);
+  EXPECT_EQ(plan.changes[0].from, 0);
+  EXPECT_EQ(plan.changes[0].slot, 1);
+  EXPECT_EQ(plan.changes[0].n_keep, 64);
+  EXPECT_EQ(scheduler.slots()[1].n_reused, 64);
+  EXPECT_EQ(scheduler.plan(64).changes.size(), 1u);  // planning again changes nothing
+  scheduler.ran(scheduler.plan(64));
+  EXPECT_TRUE(scheduler.plan(64).changes.empty());
+  EXPECT_TRUE(scheduler.cancel(1));
+  EXPECT_TRUE(scheduler.cancel(2));
+  // As long in the slot itself: nothing is copied. The last token is computed in any case.
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(50), 1, 1)).ok());
+  plan = scheduler.plan(64);
+  ASSERT_EQ(plan.changes.size(), 1u);
+  EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::truncate);
+  EXPECT_EQ(plan.changes[0].n_keep, 49);
+  scheduler.ran(plan);
+  ASSERT_TRUE(scheduler.submit(request(4, prompt_of(50), 1, 2, false)).ok());  // cache_prompt off
+  EXPECT_TRUE(scheduler.plan(64).changes.empty());
+}
+
+// The slot that is shared from is cut for its own next request in the same plan.
+TEST(Scheduler, ChangesKeepTheirOrder) {
+  Scheduler scheduler(2, 256, 4);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(60), 1, 0)).ok());
+  run_alone(scheduler, 64);
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(60), 1, 1)).ok());
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(20), 1, 0)).ok());
+  const StepPlan plan = scheduler.plan(64);
+  ASSERT_EQ(plan.changes.size(), 2u);
+  EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::copy);
+  EXPECT_EQ(plan.changes[0].n_keep, 59);
+  EXPECT_EQ(plan.changes[1].kind, CacheChange::Kind::truncate);
+  EXPECT_EQ(plan.changes[1].slot, 0);
+  EXPECT_EQ(plan.changes[1].n_keep, 19);
+}
+
 // ---- simulation ----
 
 // Sequences as the real model keeps them, with its refusals as assertions.
@@ -198,11 +244,15 @@ class FakeModel {
  public:
   FakeModel(int n_slots, int n_ctx) : n_ctx_(n_ctx), sequences_(static_cast<size_t>(n_slots)) {}
 
-  void truncate(int slot, int n_keep) {
-    auto& sequence = sequences_[static_cast<size_t>(slot)];
-    ASSERT_GE(n_keep, 0);
-    ASSERT_LE(n_keep, static_cast<int>(sequence.size()));
-    sequence.resize(static_cast<size_t>(n_keep));
+  void change(const CacheChange& change) {
+    const bool copy = change.kind == CacheChange::Kind::copy;
+    ASSERT_EQ(copy, change.from >= 0);
+    ASSERT_NE(change.from, change.slot);
+    auto& sequence = sequences_[static_cast<size_t>(change.slot)];
+    if (copy) sequence = sequences_[static_cast<size_t>(change.from)];
+    ASSERT_GE(change.n_keep, 0);
+    ASSERT_LE(change.n_keep, static_cast<int>(sequence.size()));
+    sequence.resize(static_cast<size_t>(change.n_keep));
   }
   // The next token for each row with logits.
   std::vector<int32_t> step(const StepPlan& plan) {
@@ -287,7 +337,7 @@ class Simulation {
     EXPECT_TRUE(scheduler_.idle());
   }
 
-  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0;
+  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0, n_copies = 0;
 
  private:
   static constexpr int kContext = 96;
@@ -349,7 +399,10 @@ class Simulation {
     const StepPlan plan = scheduler_.plan(budget);
     ASSERT_LE(static_cast<int>(plan.rows.size()), budget);
     ASSERT_EQ(plan.rows.empty(), live_.empty());
-    for (const auto& cut : plan.truncate) model_.truncate(cut.slot, cut.n_keep);
+    for (const CacheChange& change : plan.changes) {
+      n_copies += change.kind == CacheChange::Kind::copy ? 1 : 0;
+      model_.change(change);
+    }
     check_owners(waiting);
     const std::vector<int32_t> drawn = model_.step(plan);
     scheduler_.ran(plan);
@@ -441,7 +494,7 @@ class Simulation {
 TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
   const char* wanted = std::getenv("BANTAM_SEED");
   const uint64_t first = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 20261123;
-  int total = 0, done = 0, reused = 0, busy = 0, cancelled = 0;
+  int total = 0, done = 0, reused = 0, busy = 0, cancelled = 0, copies = 0;
   for (uint64_t i = 0; i < 24; ++i) {
     const uint64_t seed = first + i;
     const int n_slots = 1 + static_cast<int>(i % 6), max_queue = static_cast<int>(i % 4) * 7;
@@ -457,15 +510,18 @@ TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
     reused += simulation.n_reused;
     busy += simulation.n_busy;
     cancelled += simulation.n_cancelled;
+    copies += simulation.n_copies;
   }
   std::printf(
-      "seed %llu: %d requests, %d answered, %d busy, %d cancelled, %d prompt tokens reused\n",
-      static_cast<unsigned long long>(first), total, done, busy, cancelled, reused);
+      "seed %llu: %d requests, %d answered, %d busy, %d cancelled, %d prompt tokens reused, "
+      "%d prefixes of other slots\n",
+      static_cast<unsigned long long>(first), total, done, busy, cancelled, reused, copies);
   EXPECT_EQ(total, 24 * 1500);
   EXPECT_GT(done, 20000);
   EXPECT_GT(busy, 100);
   EXPECT_GT(cancelled, 1000);
   EXPECT_GT(reused, 10000);
+  EXPECT_GT(copies, 1000);
 }
 
 }  // namespace

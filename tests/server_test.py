@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The server as its clients see it: curl-like requests, the real openai package, hostile requests, disconnects, shutdown."""
-import concurrent.futures, json, os, signal, socket, subprocess, sys, time
+import concurrent.futures, json, os, signal, socket, subprocess, sys, tempfile, time
 sys.path[:0] = ["tests/support"]
 from harness import *
 import openai
@@ -184,6 +184,57 @@ with concurrent.futures.ThreadPoolExecutor(6) as pool:
 check("company does not change answers", alone == together, (alone, together))
 server.process.send_signal(signal.SIGINT)
 check("SIGINT ends with 0", server.stop() == 0)
+
+# ---- saved slots: a new server goes on where the old one was
+with tempfile.TemporaryDirectory() as folder:
+    slot_file = os.path.join(folder, "a b.bin")
+    args = ("-np", "2", "-c", "2048", "--slot-save-path", folder)
+    server = Server(*args, program="llama-server")
+    check("save of an empty slot", server.json("POST", "/slots/0?action=save", {"filename": "e.bin"})[0] == 400)
+    first = server.json("POST", "/v1/chat/completions", ASK)[1]["choices"][0]["message"]["content"]
+    n_cached = server.json("GET", "/slots")[1][0]["n_cached"]
+    status, saved = server.json("POST", "/slots/0?action=save", {"filename": "a b.bin"})
+    check("save", status == 200 and saved["n_saved"] == n_cached > 0 and saved["id_slot"] == 0 and saved["filename"] == "a b.bin"
+          and saved["n_written"] == os.path.getsize(slot_file) and saved["timings"]["save_ms"] > 0, saved)
+    check("a saved slot is the owner's alone", os.stat(slot_file).st_mode & 0o77 == 0)
+    server.stop()
+    server = Server(*args)
+    status, restored = server.json("POST", "/slots/1?action=restore", {"filename": "a b.bin"})
+    check("restore", status == 200 and restored["n_restored"] == n_cached and restored["id_slot"] == 1
+          and restored["n_read"] == saved["n_written"] and restored["timings"]["restore_ms"] > 0, restored)
+    reply = server.json("POST", "/v1/chat/completions", ASK)[1]
+    check("the answer after a restore", reply["choices"][0]["message"]["content"] == first == PARIS and reply["timings"]["prompt_n"] == 1, reply)
+    for name in ("", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", ".hidden", "x" * 300, "a\u0000b", "a\nb", "x.unfinished"):
+        for action in ("save", "restore"):
+            status, data = server.json("POST", f"/slots/0?action={action}", {"filename": name})
+            check(f"{action} to {name[:20]!r}", status == 400 and "bare file name" in data["error"]["message"], data)
+    for path, body in (("/slots/2?action=erase", {}), ("/slots/-1?action=erase", {}), ("/slots/9999999999999?action=erase", {}), ("/slots/x?action=erase", {}),
+                       ("/slots/0/1?action=erase", {}), ("/slots/0?action=drop", {}), ("/slots/0", {}), ("/slots/0?action=save", {}),
+                       ("/slots/0?action=save", {"filename": 3}), ("/slots/0?action=restore", {"filename": "none.bin"})):
+        status, data = server.json("POST", path, body)
+        check(f"POST {path} {body}", status == 400 and data["error"]["message"], (status, data))
+    data = bytearray(open(slot_file, "rb").read())
+    data[len(data) // 2] ^= 4
+    open(os.path.join(folder, "damaged.bin"), "wb").write(data)
+    held = server.json("GET", "/slots")[1][1]["n_cached"]
+    status, data = server.json("POST", "/slots/1?action=restore", {"filename": "damaged.bin"})
+    check("a damaged file", status == 400 and "damaged" in data["error"]["message"] and server.json("GET", "/slots")[1][1]["n_cached"] == held > 0, data)
+    check("erase", server.json("POST", "/slots/1?action=erase")[1] == {"id_slot": 1, "n_erased": held})
+    check("erased", server.json("GET", "/slots")[1][1]["n_cached"] == 0)
+    check("GET of one slot", server.raw("GET", "/slots/0")[0] == 405)
+    server.stop()
+    server = Server("-ctk", "q4_0", "--slot-save-path", folder)
+    status, data = server.json("POST", "/slots/0?action=restore", {"filename": "a b.bin"})
+    check("another K type", status == 400 and "q8_0, expected q4_0" in data["error"]["message"], data)
+    server.stop()
+    server = Server()
+    check("without --slot-save-path", server.json("POST", "/slots/0?action=erase")[0] == 501)
+    server.stop()
+    check("nothing else was written", sorted(os.listdir(folder)) == ["a b.bin", "damaged.bin"], os.listdir(folder))
+    cache = os.path.join(folder, "chat")
+    answers = [run(["chat", "-p", "What is the capital of France?", "--temp", "0", "--prompt-cache", cache]) for _ in range(2)]
+    check("chat --prompt-cache", all(code == 0 and out.strip() == PARIS for code, out, _ in answers) and "read from" in answers[1][2]
+          and "read from" not in answers[0][2], answers)
 
 # ---- more signals while it ends: never killed by one
 codes = []

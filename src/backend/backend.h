@@ -112,6 +112,8 @@ class Backend {
   virtual Result<std::byte*> allocate(int64_t bytes, const char* what) = 0;
   virtual Status reserve(const ComputeShape& shape) = 0;
   virtual void zero(std::byte* data, int64_t bytes) = 0;
+  // Either side may be host memory; they do not overlap.
+  virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
   // Reads and packs all pieces. `read` is called for one piece after the other, by one thread at a
   // time but not always the same; meanwhile the others pack. Stops at the first error of `read`.
   virtual Status pack(std::span<const PackPiece> pieces, const PackReader& read) = 0;

@@ -9,6 +9,8 @@ namespace bantam {
 inline constexpr int kMaxThreads = 256;
 inline constexpr int kMaxSequences = 64;
 inline constexpr int kMaxContext = 1 << 20;
+// How far the positions of a sequence may be shifted in all, so that they stay exact.
+inline constexpr int kMaxMoved = 1 << 30;
 inline constexpr int kMaxLayers = 512;
 inline constexpr int kMaxDim = 1 << 20;
 inline constexpr int kMaxVocab = 1 << 22;

@@ -34,8 +34,10 @@ struct CliOptions {
   bool metrics = false;
   bool slots = true;
   bool page = true;
+  std::string slot_save_path;
 
   // chat
+  std::string prompt_cache;
   std::string prompt;
   std::string prompt_file;
   std::string system;

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstdio>
+#include <future>
 #include <iostream>
 #include <mutex>
 #include <string_view>
@@ -167,6 +168,27 @@ int converse(const CliOptions& options, Chat& chat) {
   }
 }
 
+// Waits for it; prompts find in the slot what it holds.
+Status change_cache(Engine& engine, SlotAction action, const std::string& path) {
+  std::promise<Result<SlotDone>> promise;
+  const Status status = engine.change_slot(
+      action, 0, path, [&](const Result<SlotDone>& done) { promise.set_value(done); });
+  if (!status) return status;
+  const Result<SlotDone> done = promise.get_future().get();
+  if (!done) return done.error();
+  log_info("prompt cache: {} tokens {} '{}'", done->n_tokens,
+           action == SlotAction::save ? "saved to" : "read from", path);
+  return Ok{};
+}
+
+int talk(const CliOptions& options, Engine& engine) {
+  Chat chat(options, engine);
+  if (options.prompt.empty()) return converse(options, chat);
+  const Status status = chat.ask(options.prompt);
+  if (interrupts() > 0) return 130;
+  return status.ok() ? 0 : report_error(status.error());
+}
+
 }  // namespace
 
 int run_chat(const CliOptions& given) {
@@ -180,11 +202,16 @@ int run_chat(const CliOptions& given) {
   if (!loaded) return report_error(loaded.error());
   install_interrupts();
   const std::unique_ptr<Engine> engine = Engine::start(std::move(*loaded), 4);
-  Chat chat(options, *engine);
-  if (options.prompt.empty()) return converse(options, chat);
-  const Status status = chat.ask(options.prompt);
-  if (interrupts() > 0) return 130;
-  return status.ok() ? 0 : report_error(status.error());
+  const std::string& cache = options.prompt_cache;
+  if (!cache.empty() && ::access(cache.c_str(), F_OK) == 0) {
+    const Status read = change_cache(*engine, SlotAction::restore, cache);
+    // Never written over: it may be another model's.
+    if (!read) return report_error(read.error());
+  }
+  const int code = talk(options, *engine);
+  if (cache.empty() || engine->slots()[0].n_cached == 0) return code;
+  const Status saved = change_cache(*engine, SlotAction::save, cache);
+  return saved.ok() ? code : report_error(saved.error());
 }
 
 }  // namespace bantam

@@ -1,5 +1,7 @@
 #include "cli/flags.h"
 
+#include <sys/stat.h>
+
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -174,6 +176,24 @@ Status set_api_key_file(CliOptions& o, std::string_view path) {
   return set_api_keys(o, *keys);
 }
 
+Status set_slot_save_path(CliOptions& o, std::string_view path) {
+  struct stat info {};
+  o.slot_save_path = std::string(path);
+  while (o.slot_save_path.size() > 1 && o.slot_save_path.ends_with('/'))
+    o.slot_save_path.pop_back();
+  if (::stat(o.slot_save_path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode))
+    return wrong_value(path, "a folder that exists");
+  o.engine.saves = true;
+  return Ok{};
+}
+
+Status set_prompt_cache(CliOptions& o, std::string_view path) {
+  if (path.empty()) return wrong_value(path, "a file name");
+  o.prompt_cache = std::string(path);
+  o.engine.saves = true;
+  return Ok{};
+}
+
 Status set_gpu_layers(CliOptions& o, std::string_view value) {
   if (value != "0") {
     o.notes.push_back(
@@ -298,6 +318,8 @@ void add_serve_flags(std::vector<Flag>& rows) {
            "GET /metrics for Prometheus");
   t.on_off({"--slots"}, {"--no-slots"}, "LLAMA_ARG_ENDPOINT_SLOTS", toggle(FIELD(slots)),
            "GET /slots (default on)");
+  t.add({"--slot-save-path"}, "LLAMA_ARG_SLOT_SAVE_PATH", "DIR", set_slot_save_path,
+        "folder for POST /slots/N?action=save and restore");
   t.on_off({"--webui", "--ui"}, {"--no-webui", "--no-ui"}, "LLAMA_ARG_WEBUI", toggle(FIELD(page)),
            "the chat page at / (default on)");
 }
@@ -309,6 +331,8 @@ void add_chat_flags(std::vector<Flag>& rows) {
   t.add({"-sys", "--system-prompt"}, "", "TEXT", text(FIELD(system)), "system message");
   t.add({"-sysf", "--system-prompt-file"}, "", "FILE", from_file(FIELD(system)),
         "system message from a file");
+  t.add({"--prompt-cache"}, "", "FILE", set_prompt_cache,
+        "start with the conversation's cache of this file, if it exists; save it at the end");
   t.on_off({"-st", "--single-turn"}, {}, "", toggle(FIELD(single_turn)), "one answer, then exit");
   t.on_off({"--show-timings"}, {"--no-show-timings"}, "", toggle(FIELD(show_timings)),
            "speeds after each answer (default on)");

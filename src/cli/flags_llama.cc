@@ -159,8 +159,6 @@ void add_refused_models(std::vector<Flag>& rows) {
                          "is full"),
                   "",
                   {"--no-context-shift"}});
-  no({"--slot-save-path"}, "LLAMA_ARG_SLOT_SAVE_PATH", "DIR", "saving slots is not supported yet");
-  no({"--prompt-cache"}, "", "FILE", "saving prompts is not supported yet");
   no({"--override-kv"}, "", "TEXT", "overriding metadata is not supported");
   no({"--rope-scaling"}, "LLAMA_ARG_ROPE_SCALING_TYPE", "MODE",
      "not supported: the file's own RoPE scaling is used");

@@ -68,8 +68,9 @@ int dispatch(const CommandRow& row, const std::vector<std::string>& args, bool a
 }
 
 int start(int argc, char** argv) {
-  // A closed pipe is a failed write, not a death by signal.
+  // A closed pipe is a failed write, not a death by signal; so is a file beyond the allowed size.
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   const char* path = argc > 0 ? argv[0] : "bantam";
   const char* slash = std::strrchr(path, '/');
   const std::string name = slash != nullptr ? slash + 1 : path;

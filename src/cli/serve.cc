@@ -32,6 +32,7 @@ ServerOptions server_options(const CliOptions& options) {
   server.metrics = options.metrics;
   server.slots = options.slots;
   server.page = options.page;
+  server.slot_save_path = options.slot_save_path;
   server.sampling = options.sampling;
   server.n_predict = options.n_predict;
   if (const char* ms = std::getenv("BANTAM_HEADER_TIMEOUT_MS");

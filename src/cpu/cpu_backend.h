@@ -49,6 +49,7 @@ class CpuBackend final : public Backend {
   Result<std::byte*> allocate(int64_t bytes, const char* what) override;
   Status reserve(const ComputeShape& shape) override;
   void zero(std::byte* data, int64_t bytes) override;
+  void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
   Status pack(std::span<const PackPiece> pieces, const PackReader& read) override;
 
   void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) override;

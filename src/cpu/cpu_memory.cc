@@ -88,6 +88,13 @@ void CpuBackend::zero(std::byte* data, int64_t bytes) {
   });
 }
 
+void CpuBackend::copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  pool_.run([&](int thread, int n) {
+    const auto part = ThreadPool::split(bytes, thread, n);
+    std::memcpy(to + part.begin, from + part.begin, static_cast<size_t>(part.end - part.begin));
+  });
+}
+
 void CpuBackend::pack_piece(const PackPiece& piece, const std::byte* rows) const {
   const Matrix& w = *piece.w;
   const int64_t group_bytes = packed_group_bytes(w.type, w.cols);

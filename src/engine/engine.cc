@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -68,6 +69,7 @@ struct Engine::Impl {
   void take_mail();
   void begin(uint64_t id, GenRequest request, GenSink sink);
   void end(uint64_t id, StopReason reason);
+  void change_cache(const StepPlan& plan);
   void run_step();
   void note_step(const StepPlan& plan, double ms);
   void draw(const StepPlan& plan);
@@ -75,6 +77,15 @@ struct Engine::Impl {
   void fail_slot(int slot, Error error);
   void emit(Running& running, int slot, std::string text);
   void publish();
+
+  struct SlotJob {
+    SlotAction action;
+    int slot;
+    std::string path;
+    SlotSink sink;
+  };
+  void run_slot_jobs();
+  Result<SlotDone> do_slot_job(const SlotJob& job);
 
   struct Mail {
     uint64_t id;
@@ -88,11 +99,13 @@ struct Engine::Impl {
   std::map<uint64_t, Running> running;
   std::vector<BatchRow> rows;
   std::vector<int32_t> end_tokens;
+  std::deque<SlotJob> slot_jobs;  // taken, waiting for their slots
   int row_budget;
 
   mutable std::mutex mutex;
   std::condition_variable wake;
   std::deque<Mail> mail;             // guarded by mutex
+  std::deque<SlotJob> slot_mail;     // guarded by mutex
   std::vector<SlotInfo> slot_infos;  // guarded by mutex
   EngineMetrics totals;              // guarded by mutex
   int n_waiting = 0;                 // guarded by mutex: accepted and not yet ended
@@ -134,8 +147,11 @@ void Engine::Impl::take_mail() {
   std::deque<Mail> taken;
   {
     std::unique_lock lock(mutex);
-    wake.wait(lock, [&] { return stopping || !mail.empty() || !scheduler.idle(); });
+    wake.wait(lock,
+              [&] { return stopping || !mail.empty() || !slot_mail.empty() || !scheduler.idle(); });
     taken.swap(mail);
+    std::move(slot_mail.begin(), slot_mail.end(), std::back_inserter(slot_jobs));
+    slot_mail.clear();
   }
   for (Mail& item : taken) {
     if (!item.is_cancel) {
@@ -296,13 +312,24 @@ void Engine::Impl::note_step(const StepPlan& plan, double ms) {
   }
 }
 
+void Engine::Impl::change_cache(const StepPlan& plan) {
+  for (const CacheChange& change : plan.changes) {
+    switch (change.kind) {
+      case CacheChange::Kind::truncate:
+        model.truncate(change.slot, change.n_keep);
+        break;
+      case CacheChange::Kind::copy:
+        model.copy(change.from, change.slot, change.n_keep);
+        break;
+    }
+  }
+}
+
 void Engine::Impl::run_step() {
   const int floor = static_cast<int>(scheduler.slots().size()) + 1;
   const int budget = std::min(std::max(row_budget, floor), model.model().options().max_rows);
   const StepPlan plan = scheduler.plan(budget);
-  for (const StepPlan::Truncate& cut : plan.truncate) {
-    model.truncate(cut.slot, std::min(cut.n_keep, model.length(cut.slot)));
-  }
+  change_cache(plan);
   const Clock::time_point start = Clock::now();
   for (const ScheduledRow& row : plan.rows) {
     Running& r = running.at(scheduler.slots()[static_cast<size_t>(row.slot)].request);
@@ -321,6 +348,55 @@ void Engine::Impl::run_step() {
   note_step(plan, ms_between(start, Clock::now()));
   draw(plan);
   publish();
+}
+
+Result<SlotDone> Engine::Impl::do_slot_job(const SlotJob& job) {
+  const Clock::time_point start = Clock::now();
+  const std::vector<int32_t>& cached = scheduler.slots()[static_cast<size_t>(job.slot)].cached;
+  SlotDone done{job.slot, static_cast<int>(cached.size())};
+  switch (job.action) {
+    case SlotAction::save: {
+      if (cached.empty())
+        return refused("slot " + std::to_string(job.slot) + " is empty: there is nothing to save");
+      const Result<int64_t> written = model.model().save(job.slot, cached, job.path);
+      if (!written) return written.error();
+      done.n_bytes = *written;
+      break;
+    }
+    case SlotAction::restore: {
+      Result<RestoredSequence> restored = model.model().restore(job.slot, job.path);
+      if (!restored) {
+        // Either as it was or empty.
+        if (model.length(job.slot) == 0) scheduler.refill(job.slot, {});
+        return restored.error();
+      }
+      done.n_tokens = static_cast<int>(restored->tokens.size());
+      done.n_bytes = restored->n_bytes;
+      scheduler.refill(job.slot, std::move(restored->tokens));
+      break;
+    }
+    case SlotAction::erase:
+      model.truncate(job.slot, 0);
+      scheduler.refill(job.slot, {});
+      break;
+  }
+  done.ms = ms_between(start, Clock::now());
+  return done;
+}
+
+// Before a waiting request takes the slot; jobs of one slot keep their order.
+void Engine::Impl::run_slot_jobs() {
+  for (auto job = slot_jobs.begin(); job != slot_jobs.end();) {
+    const Scheduler::Slot& slot = scheduler.slots()[static_cast<size_t>(job->slot)];
+    if (slot.phase != Scheduler::Slot::Phase::idle) {
+      ++job;
+      continue;
+    }
+    const Result<SlotDone> done = do_slot_job(*job);
+    publish();
+    job->sink(done);
+    job = slot_jobs.erase(job);
+  }
 }
 
 void Engine::Impl::publish() {
@@ -360,10 +436,12 @@ void Engine::Impl::loop() {
       const std::lock_guard lock(mutex);
       if (stopping) break;
     }
+    run_slot_jobs();
     if (!scheduler.idle()) run_step();
   }
   take_mail();  // what came after the last look, so that every request gets its last event
   while (!running.empty()) end(running.begin()->first, StopReason::cancelled);
+  for (const SlotJob& job : slot_jobs) job.sink(Error{ErrorKind::cancelled, "the engine ends"});
 }
 
 Engine::Engine() = default;
@@ -428,6 +506,22 @@ void Engine::cancel(uint64_t id) {
     impl_->mail.push_back({id, true, {}, {}});
   }
   impl_->wake.notify_all();
+}
+
+Status Engine::change_slot(SlotAction action, int slot, std::string path, SlotSink sink) {
+  const int n_slots = model_->report().n_slots;
+  if (slot < 0 || slot >= n_slots) {
+    return refused("slot is " + std::to_string(slot) + ", expected 0 to " +
+                   std::to_string(n_slots - 1));
+  }
+  if (action != SlotAction::erase && !model_->model().options().saves)
+    return refused("the engine was started without saving slots");
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->slot_mail.push_back({action, slot, std::move(path), std::move(sink)});
+  }
+  impl_->wake.notify_all();
+  return Ok{};
 }
 
 std::vector<SlotInfo> Engine::slots() const {

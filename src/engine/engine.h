@@ -82,6 +82,18 @@ struct EngineMetrics {
   int64_t kv_cells = 0;
 };
 
+// What is done to a slot's cache between steps, once the slot is idle.
+enum class SlotAction { save, restore, erase };
+
+struct SlotDone {
+  int slot = 0;
+  int n_tokens = 0;     // saved, restored or erased
+  int64_t n_bytes = 0;  // of the file
+  double ms = 0;
+};
+
+using SlotSink = std::function<void(const Result<SlotDone>&)>;
+
 class Engine {
  public:
   // Takes the model and starts the engine thread. max_queue: requests waiting beyond the slots.
@@ -96,6 +108,10 @@ class Engine {
   Result<uint64_t> submit(GenRequest request, GenSink sink);
   // Ends the request within one step with StopReason::cancelled. Unknown ids are ignored.
   void cancel(uint64_t id);
+
+  // Saves a slot to a file, restores it from one, or erases it. Errors at once: refused (no such
+  // slot; saving without EngineOptions::saves). The sink runs once, on the engine thread.
+  Status change_slot(SlotAction action, int slot, std::string path, SlotSink sink);
 
   std::vector<SlotInfo> slots() const;
   EngineMetrics metrics() const;

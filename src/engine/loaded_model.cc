@@ -228,6 +228,7 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   planned.model_options.type_v = options.type_v;
   planned.model_options.n_seqs = options.n_slots;
   planned.model_options.act = options.act;
+  planned.model_options.saves = options.saves;
   choose_rows(options, planned);
   describe_file(file, options, planned.report);
   describe_config(*config, options, planned.report);
@@ -384,6 +385,7 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 }
 
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
+void LoadedModel::copy(int from, int to, int n) { model_->copy(from, to, n); }
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
 TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options) {

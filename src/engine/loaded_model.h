@@ -36,6 +36,7 @@ struct EngineOptions {
   ActType act = ActType::i8;
   TeamWish team, team_batch;  // CPUs and priority of the threads
   std::string isa;            // BANTAM_ISA; empty: best
+  bool saves = false;         // slots will be saved or restored
   std::string pack_cache;     // folder of packed weights that later starts map; empty: none
 };
 
@@ -99,6 +100,7 @@ class LoadedModel {
   const ModelReport& report() const { return report_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Model& model() { return *model_; }
+  const Model& model() const { return *model_; }
 
   // Feeds tokens to a sequence from its present length on, in chunks of at most `chunk` rows (0:
   // n_ubatch). on_logits (may be empty) is called for every position when all_logits, else for the
@@ -108,6 +110,7 @@ class LoadedModel {
   Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits,
               const LogitsSink& on_logits, const std::function<bool()>& keep_going = {});
   void truncate(int seq, int n_keep);  // keeps positions [0, n_keep)
+  void copy(int from, int to, int n);  // `to` becomes the first n positions of `from`
   int length(int seq) const;
 
  private:

@@ -86,12 +86,39 @@ void Scheduler::start(int index, ScheduledRequest request) {
   slot.n_prompt = static_cast<int>(slot.tokens.size());
   slot.n_predict = request.n_predict;
   slot.n_generated = 0;
-  // The last prompt token is always computed again: its logits are needed.
-  const int shared = request.cache_prompt ? common_prefix(slot.cached, slot.tokens) : 0;
-  slot.n_reused = std::min(shared, slot.n_prompt - 1);
-  slot.truncate_due = slot.n_reused < static_cast<int>(slot.cached.size());
-  slot.cached.resize(static_cast<size_t>(slot.n_reused));
+  slot.n_reused = 0;
+  if (request.cache_prompt) {
+    reuse(index);
+  } else if (!slot.cached.empty()) {
+    slot.cached.clear();
+    changes_.push_back({CacheChange::Kind::truncate, index, 0});
+  }
   slot.last_used = ++clock_;
+}
+
+// The longest beginning of the prompt that any slot has in the cache, busy or not; of equal ones
+// the slot's own.
+void Scheduler::reuse(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  int from = index;
+  int shared = common_prefix(slot.cached, slot.tokens);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const int n = common_prefix(slots_[i].cached, slot.tokens);
+    if (n <= shared) continue;
+    shared = n;
+    from = static_cast<int>(i);
+  }
+  // The last prompt token is always computed again: its logits are needed.
+  const int most = slot.n_prompt - 1, own = std::min(common_prefix(slot.cached, slot.tokens), most);
+  slot.n_reused = std::min(shared, most);
+  const auto n = static_cast<size_t>(slot.n_reused);
+  if (slot.n_reused > own) {
+    changes_.push_back({CacheChange::Kind::copy, index, slot.n_reused, from});
+    slot.cached.assign(slot.tokens.begin(), slot.tokens.begin() + slot.n_reused);
+  } else if (n < slot.cached.size()) {
+    changes_.push_back({CacheChange::Kind::truncate, index, slot.n_reused});
+    slot.cached.resize(n);
+  }
 }
 
 void Scheduler::assign() {
@@ -112,10 +139,9 @@ StepPlan Scheduler::plan(int max_rows) {
   CHECK(max_rows >= static_cast<int>(slots_.size()));
   assign();
   StepPlan plan;
+  plan.changes = changes_;
   for (size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
-    if (slot.truncate_due)
-      plan.truncate.push_back({static_cast<int>(i), static_cast<int>(slot.cached.size())});
+    const Slot& slot = slots_[i];
     if (slot.phase != Slot::Phase::generate || static_cast<int>(plan.rows.size()) >= max_rows)
       continue;
     const int pos = static_cast<int>(slot.cached.size());
@@ -147,9 +173,7 @@ void Scheduler::take_rows(StepPlan& plan, int index, int n) const {
 }
 
 void Scheduler::ran(const StepPlan& plan) {
-  for (const StepPlan::Truncate& cut : plan.truncate) {
-    slots_[static_cast<size_t>(cut.slot)].truncate_due = false;
-  }
+  changes_.clear();
   for (const ScheduledRow& row : plan.rows)
     slots_[static_cast<size_t>(row.slot)].cached.push_back(row.token);
   for (const ScheduledRow& row : plan.rows) {
@@ -178,6 +202,13 @@ void Scheduler::release(int index, bool forget) {
   if (forget) slot.cached.clear();
   // A slot with nothing to lose is taken first.
   slot.last_used = forget ? 0 : ++clock_;
+}
+
+void Scheduler::refill(int index, std::vector<int32_t> cached) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  slot.cached = std::move(cached);
+  slot.last_used = slot.cached.empty() ? 0 : ++clock_;
 }
 
 bool Scheduler::idle() const {

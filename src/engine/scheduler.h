@@ -31,14 +31,18 @@ struct ScheduledRow {
   bool want_logits;
 };
 
-// What a planned step is made of. Before running it, each slot in `truncate` keeps that many cached
-// positions.
+// A change of the cache: slot keeps its first n_keep positions, or becomes the first n_keep
+// positions of slot `from`.
+struct CacheChange {
+  enum class Kind { truncate, copy } kind = Kind::truncate;
+  int slot = 0;
+  int n_keep = 0;
+  int from = -1;
+};
+
+// What a planned step is made of: the changes in this order, then the rows.
 struct StepPlan {
-  struct Truncate {
-    int slot;
-    int n_keep;
-  };
-  std::vector<Truncate> truncate;
+  std::vector<CacheChange> changes;
   std::vector<ScheduledRow> rows;
 };
 
@@ -50,10 +54,9 @@ class Scheduler {
     std::vector<int32_t> cached;  // tokens whose keys and values are in the cache
     std::vector<int32_t> tokens;  // prompt and generated tokens of the present request
     int n_prompt = 0;
-    int n_reused = 0;  // prompt tokens found in the cache
+    int n_reused = 0;  // prompt tokens found in the cache, this slot's or another's
     int n_predict = -1;
     int n_generated = 0;
-    bool truncate_due = false;
     uint64_t last_used = 0;
   };
 
@@ -76,6 +79,8 @@ class Scheduler {
   StopReason sampled(int slot, int32_t token, StopReason reason);
   // Frees a slot whose request is over. forget: its cached tokens must not be used again.
   void release(int slot, bool forget = false);
+  // What the cache of an idle slot (CHECK) holds from now on.
+  void refill(int slot, std::vector<int32_t> cached);
 
   std::span<const Slot> slots() const { return slots_; }
   int n_queued() const { return static_cast<int>(queue_.size()); }
@@ -87,8 +92,10 @@ class Scheduler {
   void take_rows(StepPlan& plan, int slot, int n) const;
   std::optional<int> choose_slot(const ScheduledRequest& request) const;
   void start(int slot, ScheduledRequest request);
+  void reuse(int slot);
 
   std::vector<Slot> slots_;
+  std::vector<CacheChange> changes_;  // decided, not yet made
   std::deque<ScheduledRequest> queue_;
   int n_ctx_;
   int max_queue_;

@@ -1,6 +1,11 @@
 // The KV cache: pages of 256 positions for any number of sequences, one arena for each of K and V,
-// taken once. Owns page tables and lengths. Cannot exist without an AttentionPlan. Refuses (CHECK)
-// growth beyond a sequence's context.
+// taken once. Owns page tables, lengths and how many sequences hold each page. A page of several
+// sequences is never written: whoever stores into it or erases from it gets a copy first. Cannot
+// exist without an AttentionPlan. Refuses (CHECK) growth beyond a sequence's context.
+//
+// Pages never run out. There are as many as all page tables have entries together, so while a table
+// has room for one more entry a page is free; and while one page stands in two tables, fewer pages
+// are in use than entries, so its copy finds a free one too.
 #pragma once
 
 #include <cstdint>
@@ -22,12 +27,45 @@ class KvCache {
 
   int length(int seq) const { return sequences_[static_cast<size_t>(seq)].length; }
   int n_ctx() const { return n_ctx_; }
-  // Makes room for n more positions and counts them in.
+  // Makes room for n more positions and counts them in: they may be stored now.
   void extend(int seq, int n);
   // Keeps positions [0, n_keep); erased positions become zero bytes.
   void truncate(int seq, int n_keep);
-  // Page numbers of a sequence, valid until the next extend or truncate.
+  // Forgets the sequence.
+  void erase(int seq) { truncate(seq, 0); }
+  // Sequence `to` becomes the first n positions of `from`: whole pages are shared, and so is the
+  // last one unless n ends inside what it holds.
+  void copy(int from, int to, int n);
+  // Takes pages [n_keep, n_keep + n_discard), all of them full, out of the sequence; those behind
+  // move forward and keep their bytes (NUMERICS rule 8). n_keep must be the same as in earlier
+  // shifts of what the sequence holds.
+  void shift(int seq, int n_keep, int n_discard);
+  // How far a page has moved: K of a position in it was turned by RoPE for position + offset. The
+  // pages kept in front have not moved, all others by the same.
+  int offset(int seq, int page) const {
+    const Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+    return page < sequence.n_kept ? 0 : sequence.moved;
+  }
+  int n_kept(int seq) const { return sequences_[static_cast<size_t>(seq)].n_kept; }
+  int moved(int seq) const { return sequences_[static_cast<size_t>(seq)].moved; }
+
+  // Pages as bytes, of one layer, for saved files: K, then V.
+  std::span<const std::byte> read_page(int seq, int page, int layer,
+                                       std::span<std::byte> out) const;
+  void write_page(int seq, int page, int layer, std::span<const std::byte> bytes);
+  // An empty sequence becomes one of n positions, to be filled by write_page.
+  void adopt(int seq, int n, int n_kept, int moved);
+  int64_t page_bytes() const { return page_bytes_k_ + page_bytes_v_; }
+  int n_layers() const { return n_layers_; }
+
+  // Page numbers of a sequence, valid until the next change of that sequence.
   const int32_t* pages(int seq) const { return sequences_[static_cast<size_t>(seq)].pages.data(); }
+  int n_pages(int seq) const {
+    return static_cast<int>(sequences_[static_cast<size_t>(seq)].pages.size());
+  }
+  // How many sequences hold a page.
+  int references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
+  int n_free() const { return static_cast<int>(free_.size()); }
   std::byte* k_pages(int layer) const { return k_ + layer * layer_bytes_k_; }
   std::byte* v_pages(int layer) const { return v_ + layer * layer_bytes_v_; }
   const AttentionPlan& plan() const { return plan_; }
@@ -36,9 +74,14 @@ class KvCache {
   struct Sequence {
     std::vector<int32_t> pages;
     int length = 0;
+    int n_kept = 0;  // pages in front that shifts left where they were
+    int moved = 0;   // positions by which the others have moved
   };
   KvCache(const AttentionPlan& plan, int n_layers, int n_ctx, int n_seqs, Backend& backend);
-  int32_t take_page();
+  int32_t take_page(bool clean);
+  void give_page(int32_t page);
+  void own_page(Sequence& sequence, size_t index);
+  static void settle(Sequence& sequence);
   void clean(int32_t page);
   void erase_in_page(int32_t page, int from);
 
@@ -52,6 +95,7 @@ class KvCache {
   int64_t layer_bytes_k_, layer_bytes_v_;  // all pages of one layer
   std::vector<int32_t> free_;
   std::vector<bool> dirty_;
+  std::vector<int32_t> references_;
   std::vector<Sequence> sequences_;
 };
 

@@ -7,6 +7,7 @@
 #include "base/limits.h"
 #include "model/kv_cache.h"
 #include "model/loader.h"
+#include "model/pack_cache.h"
 #include "model/rope.h"
 #include "model/weights.h"
 
@@ -61,6 +62,7 @@ struct Model::Impl {
   void output(std::span<const BatchRow> rows);
   void norm_row(int row, int n);
   void project(int n);
+  Status identify(const Gguf& file);
 
   ModelConfig config;
   ModelOptions options;
@@ -69,6 +71,7 @@ struct Model::Impl {
   LoadedWeights loaded;
   std::unique_ptr<KvCache> cache;
   std::unique_ptr<Rope> rope;
+  SequenceIdentity identity;
   std::vector<AttendRow> attend_rows;
   std::vector<int32_t> tokens;
 
@@ -185,6 +188,18 @@ void Model::Impl::project(int n) {
   backend->matmul(out, {y, n});
 }
 
+Status Model::Impl::identify(const Gguf& file) {
+  if (!options.saves) return Ok{};
+  const Result<uint64_t> fingerprint = model_fingerprint(file);
+  if (!fingerprint) return fingerprint.error();
+  std::span<const float> freqs;
+  if (weights.rope_freqs != nullptr) {
+    freqs = {weights.rope_freqs, static_cast<size_t>(config.rope_dims / 2)};
+  }
+  identity = sequence_identity(config, cache->plan(), options.act, freqs, *fingerprint);
+  return Ok{};
+}
+
 Result<int64_t> Model::weight_bytes(const Gguf& file, const ModelConfig& config,
                                     const Backend& backend) {
   ModelWeights weights;
@@ -227,6 +242,7 @@ Result<std::unique_ptr<Model>> Model::load(const Gguf& file, const ModelConfig& 
   if (!cache) return cache.error();
   impl.cache = std::move(*cache);
   impl.rope = std::make_unique<Rope>(config, impl.weights.rope_freqs);
+  if (Status status = impl.identify(file); !status) return status.error();
   Result<std::byte*> buffers =
       impl.backend->allocate(BufferSizes(config, options).total() * 4, "row buffers");
   if (!buffers) return buffers.error();
@@ -266,5 +282,15 @@ std::span<const float> Model::logits(int i) const {
 
 int Model::length(int seq) const { return impl_->cache->length(seq); }
 void Model::truncate(int seq, int n_keep) { impl_->cache->truncate(seq, n_keep); }
+Result<int64_t> Model::save(int seq, std::span<const int32_t> tokens,
+                            const std::string& path) const {
+  CHECK(impl_->options.saves);
+  return save_sequence(path, impl_->identity, tokens, *impl_->cache, seq);
+}
+Result<RestoredSequence> Model::restore(int seq, const std::string& path) {
+  CHECK(impl_->options.saves);
+  return restore_sequence(path, impl_->identity, *impl_->cache, seq);
+}
+void Model::copy(int from, int to, int n) { impl_->cache->copy(from, to, n); }
 
 }  // namespace bantam

@@ -15,6 +15,7 @@
 #include "base/result.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
+#include "model/kv_file.h"
 #include "model/loader.h"
 
 namespace bantam {
@@ -34,6 +35,7 @@ struct ModelOptions {
   int max_rows = 64;       // rows of one step at most
   int max_logit_rows = 1;  // rows with logits in one step at most
   ActType act = ActType::i8;
+  bool saves = false;  // sequences will be saved or restored: the file's fingerprint is taken
   LoadOptions load;
 };
 
@@ -69,6 +71,11 @@ class Model {
 
   int length(int seq) const;  // positions in the cache
   void truncate(int seq, int n_keep);
+  // Sequence `to` becomes the first n positions of `from`, sharing pages.
+  void copy(int from, int to, int n);
+  // Saved sequences (kv_file.h), with ModelOptions::saves. tokens: of all positions, at least one.
+  Result<int64_t> save(int seq, std::span<const int32_t> tokens, const std::string& path) const;
+  Result<RestoredSequence> restore(int seq, const std::string& path);
 
  private:
   Model();

@@ -204,7 +204,9 @@ class Connection : public Exchange, public std::enable_shared_from_this<Connecti
     };
     request_.method = std::string(message.method_string().data(), message.method_string().size());
     const std::string target(message.target().data(), message.target().size());
-    request_.path = target.substr(0, target.find('?'));
+    const size_t mark = std::min(target.find('?'), target.size());
+    request_.path = target.substr(0, mark);
+    request_.query = target.substr(std::min(mark + 1, target.size()));
     request_.authorization = field(http::field::authorization);
     if (request_.authorization.empty()) request_.authorization = field("X-Api-Key");
     request_.origin = field(http::field::origin);

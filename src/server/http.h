@@ -16,6 +16,7 @@ namespace bantam {
 struct HttpRequest {
   std::string method;
   std::string path;           // without the query
+  std::string query;          // what follows '?'
   std::string authorization;  // "Bearer KEY" or "KEY", or the X-Api-Key header
   std::string origin;
   std::string body;

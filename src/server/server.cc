@@ -8,6 +8,7 @@
 #include "server/generation.h"
 #include "server/http.h"
 #include "server/params.h"
+#include "server/slots.h"
 
 extern "C" {
 extern const char bantam_page[] __attribute__((visibility("hidden")));
@@ -124,6 +125,14 @@ void get_slots(const Call& call) {
   call.exchange->reply(json_reply(out));
 }
 
+void post_slot(const Call& call) {
+  if (call.options.slot_save_path.empty()) {
+    return call.exchange->reply(
+        plain_error(501, "not_supported_error", "start with --slot-save-path DIR to change slots"));
+  }
+  change_slot(call.engine, call.options.slot_save_path, call.request, call.exchange);
+}
+
 void get_metrics(const Call& call) {
   if (!call.options.metrics) {
     return call.exchange->reply(plain_error(501, "not_supported_error", "start with --metrics"));
@@ -238,8 +247,8 @@ void not_supported(const Call& call) {
 
 struct Route {
   const char* method;
-  const char* path;
-  bool open;  // without a key
+  const char* path;  // with a '/' at its end: of everything below
+  bool open;         // without a key
   void (*handle)(const Call&);
 };
 
@@ -251,6 +260,7 @@ constexpr Route kRoutes[] = {
     {"GET", "/models", true, get_models},
     {"GET", "/props", false, get_props},
     {"GET", "/slots", false, get_slots},
+    {"POST", "/slots/", false, post_slot},
     {"GET", "/metrics", false, get_metrics},
     {"GET", "/", true, get_page},
     {"GET", "/index.html", true, get_page},
@@ -273,6 +283,12 @@ constexpr Route kRoutes[] = {
     {"POST", "/v1/messages/count_tokens", false, not_supported},
     {"POST", "/v1/responses", false, not_supported},
 };
+
+bool matches(const Route& route, const std::string& path) {
+  const std::string_view name = route.path;
+  const bool below = name.size() > 1 && name.ends_with('/');
+  return below ? path.size() > name.size() && path.starts_with(name) : path == name;
+}
 
 // The time depends on the lengths alone, never on where a wrong key differs.
 bool same_key(const std::string& a, const std::string& b) {
@@ -316,7 +332,7 @@ void Server::Impl::handle(const HttpRequest& request, std::shared_ptr<Exchange> 
   }
   std::string allowed;
   for (const Route& route : kRoutes) {
-    if (request.path != route.path) continue;
+    if (!matches(route, request.path)) continue;
     if (request.method != route.method) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       continue;

@@ -21,7 +21,8 @@ struct ServerOptions {
   bool metrics = false;
   bool slots = true;
   bool page = true;
-  SamplingParams sampling;  // defaults of requests
+  std::string slot_save_path;  // folder of saved slots; empty: slots cannot be changed
+  SamplingParams sampling;     // defaults of requests
   int n_predict = -1;
 };
 
