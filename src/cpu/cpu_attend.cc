@@ -137,7 +137,7 @@ void CpuBackend::score_page(const AttendStep& step, const Block& block, const Pa
 void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch,
                              int page) {
   const AttentionPlan& plan = *step.plan;
-  const int hd = plan.shape().head_dim, n_queries = block.n_rows * plan.group();
+  const int hd = plan.shape().head_dim, group = plan.group(), n_queries = block.n_rows * group;
   const PageView view = view_page(step, block, page);
   PageView next;
   score_page(step, block, view, scratch.s);
@@ -157,9 +157,10 @@ void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadS
   const int ahead = tiles_ahead(plan);
   for (int t = 0; t < view.n_tiles; ++t) {
     if (t + ahead == view.n_tiles || t == 0) next = next_page(step, block, page);
-    for (int i = 0; i < n_queries; ++i) {
+    for (int i = 0; i < n_queries; i += group) {
       const int visible = visible_in_page(step, block, i, page);
-      scratch.visible[i] = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
+      const int in_tile = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
+      std::fill_n(scratch.visible + i, group, in_tile);
     }
     weigh.tile = view.v + t * plan.tile_bytes_v();
     weigh.p = scratch.s + t * kTilePositions;

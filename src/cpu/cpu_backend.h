@@ -1,6 +1,6 @@
 // Backend over the kernel table and a thread pool. Owns all memory of weights, cache and scratch,
 // taken before ready. Answers never depend on the number of threads: every output element is
-// computed by one thread in a fixed order.
+// computed in a fixed order, by one thread or, in attention, page by page by several in turn.
 #pragma once
 
 #include <atomic>

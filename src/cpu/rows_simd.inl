@@ -9,11 +9,8 @@
 namespace bantam {
 namespace {
 
-BANTAM_INLINE Floats exp_simd(Floats x) {
-  const Mask low = m_less(x, f_set(kExpLowest)), high = m_less(f_set(kExpHighest), x);
-  const Mask nan = m_nan(x);
-  const Floats magic = f_set(kRoundMagic);
-  const Floats n = f_sub(f_add(f_mul(x, f_set(kLog2e)), magic), magic);
+// exp(x - n * ln 2)
+BANTAM_INLINE Floats exp_polynomial(Floats x, Floats n) {
   Floats r = f_fma(n, f_set(-kLn2Hi), x);
   r = f_fma(n, f_set(-kLn2Lo), r);
   Floats p = f_fma(f_set(kExpC7), r, f_set(kExpC6));
@@ -23,6 +20,15 @@ BANTAM_INLINE Floats exp_simd(Floats x) {
   p = f_fma(p, r, f_set(kExpC2));
   p = f_fma(p, r, f_set(1.0f));
   p = f_fma(p, r, f_set(1.0f));
+  return p;
+}
+
+BANTAM_INLINE Floats exp_simd(Floats x) {
+  const Mask low = m_less(x, f_set(kExpLowest)), high = m_less(f_set(kExpHighest), x);
+  const Mask nan = m_nan(x);
+  const Floats magic = f_set(kRoundMagic);
+  const Floats n = f_sub(f_add(f_mul(x, f_set(kLog2e)), magic), magic);
+  const Floats p = exp_polynomial(x, n);
   const Ints exponent = i_add(i_round(n), i_set(127));
   Floats y = f_mul(p, f_from_bits(i_shift_left<23>(exponent)));
   y = f_select(high, f_set(float_of(0x7f800000u)), y);
@@ -137,25 +143,46 @@ void silu_mul_simd(const float* gate, const float* up, int n, float* out) {
   }
 }
 
+// exp_simd for x <= 0, or NaN, which comes through the polynomial: the same bits.
+BANTAM_INLINE Floats exp_below(Floats x) {
+  const Mask low = m_less(x, f_set(kExpLowest));
+  const Floats magic = f_set(kRoundMagic);
+  const Floats n = f_sub(f_add(f_mul(x, f_set(kLog2e)), magic), magic);
+  return f_select(low, f_zero(), f_scale(exp_polynomial(x, n), n));
+}
+
+// The largest of n >= 1 values; with a NaN among them it may be any, for the row ends as NaN
+// anyway.
+BANTAM_INLINE float largest_of(const float* s, int n) {
+  Floats top[4] = {f_set(s[0]), f_set(s[0]), f_set(s[0]), f_set(s[0])};
+  int i = 0;
+  for (; i + 64 <= n; i += 64) {
+    for (int k = 0; k < 4; ++k) top[k] = f_max(top[k], f_load(s + i + 16 * k));
+  }
+  for (; i + 16 <= n; i += 16) top[0] = f_max(top[0], f_load(s + i));
+  if (i < n) top[1] = f_max(top[1], f_select(m_first(n - i), f_load(s + i), top[1]));
+  return f_largest(f_max(f_max(top[0], top[1]), f_max(top[2], top[3])));
+}
+
 void softmax_page_simd(float* s, int n_visible, float* m, float* l) {
-  // The scalar comparison skips NaN unless it comes first; a row with a NaN ends as NaN either way.
-  Floats top = f_set(s[0]);
-  for (int i = 0; i < n_visible; i += 16) {
-    const Floats x = f_select(m_first(n_visible - i), f_load(s + i), top);
-    top = f_select(m_less(top, x), x, top);
-  }
-  alignas(64) float tops[16];
-  f_store(tops, top);
-  float largest = tops[0];
-  for (int i = 1; i < 16; ++i) largest = tops[i] > largest ? tops[i] : largest;
+  const float largest = largest_of(s, n_visible);
+  const Floats top = f_set(largest);
   Floats lanes = f_zero();
-  for (int i = 0; i < n_visible; i += 16) {
-    const Floats p =
-        f_select(m_first(n_visible - i), exp_simd(f_sub(f_load(s + i), f_set(largest))), f_zero());
-    lanes = f_add(lanes, p);
-    f_store(s + i, p);
+  int i = 0;
+  for (; i + 32 <= n_visible; i += 32) {
+    const Floats a = exp_below(f_sub(f_load(s + i), top));
+    const Floats b = exp_below(f_sub(f_load(s + i + 16), top));
+    lanes = f_add(f_add(lanes, a), b);
+    f_store(s + i, a);
+    f_store(s + i + 16, b);
   }
-  for (int i = (n_visible + 15) / 16 * 16; i < 256; i += 16) f_store(s + i, f_zero());
+  for (; i < n_visible; i += 16) {
+    const Floats p = exp_below(f_sub(f_load(s + i), top));
+    const Floats seen = f_select(m_first(n_visible - i), p, f_zero());
+    lanes = f_add(lanes, seen);
+    f_store(s + i, seen);
+  }
+  for (; i < 256; i += 16) f_store(s + i, f_zero());
   *m = largest;
   *l = f_tree(lanes);
 }

@@ -78,6 +78,13 @@ BANTAM_PAIR(Floats, f_add, _mm256_add_ps)
 BANTAM_PAIR(Floats, f_sub, _mm256_sub_ps)
 BANTAM_PAIR(Floats, f_mul, _mm256_mul_ps)
 BANTAM_PAIR(Floats, f_div, _mm256_div_ps)
+BANTAM_PAIR(Floats, f_max, _mm256_max_ps)
+BANTAM_INLINE float f_largest(Floats a) {
+  const __m256 s = _mm256_max_ps(a.v[0], a.v[1]);
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
 BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
   BANTAM_BOTH(c.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]));
   return c;
@@ -198,6 +205,11 @@ BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
 }
 BANTAM_INLINE Ints i_round(Floats x) {
   return {{_mm256_cvtps_epi32(x.v[0]), _mm256_cvtps_epi32(x.v[1])}};
+}
+// p * 2^n for integers n whose power is a normal float.
+BANTAM_INLINE Floats f_scale(Floats p, Floats n) {
+  const Ints exponent = i_add(i_round(n), i_set(127));
+  return f_mul(p, f_from_bits(i_shift_left<23>(exponent)));
 }
 BANTAM_INLINE int32_t i_total(Ints a) {
   const __m256i s = _mm256_add_epi32(a.v[0], a.v[1]);

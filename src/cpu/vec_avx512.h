@@ -75,6 +75,10 @@ BANTAM_INLINE Floats f_add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 BANTAM_INLINE Floats f_sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 BANTAM_INLINE Floats f_mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 BANTAM_INLINE Floats f_div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+BANTAM_INLINE Floats f_max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+BANTAM_INLINE float f_largest(Floats a) { return _mm512_reduce_max_ps(a); }
+// p * 2^n for integers n whose power is a normal float.
+BANTAM_INLINE Floats f_scale(Floats p, Floats n) { return _mm512_scalef_ps(p, n); }
 BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 BANTAM_INLINE Mask m_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 BANTAM_INLINE Mask m_nan(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }

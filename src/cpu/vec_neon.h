@@ -95,6 +95,10 @@ BANTAM_MAP2(Floats, f_add, vaddq_f32)
 BANTAM_MAP2(Floats, f_sub, vsubq_f32)
 BANTAM_MAP2(Floats, f_mul, vmulq_f32)
 BANTAM_MAP2(Floats, f_div, vdivq_f32)
+BANTAM_MAP2(Floats, f_max, vmaxq_f32)
+BANTAM_INLINE float f_largest(Floats a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
+}
 BANTAM_INLINE Floats f_fma(Floats a, Floats b, Floats c) {
   BANTAM_FOUR(c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]));
   return c;
@@ -252,6 +256,11 @@ BANTAM_INLINE Ints i_round(Floats x) {
   Ints out;
   BANTAM_FOUR(out.v[i] = vcvtnq_s32_f32(x.v[i]));
   return out;
+}
+// p * 2^n for integers n whose power is a normal float.
+BANTAM_INLINE Floats f_scale(Floats p, Floats n) {
+  const Ints exponent = i_add(i_round(n), i_set(127));
+  return f_mul(p, f_from_bits(i_shift_left<23>(exponent)));
 }
 BANTAM_INLINE int32_t i_total(Ints a) {
   return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
