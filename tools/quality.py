@@ -138,9 +138,13 @@ def task_table():
         apart = sum(answers[i] != wanted[i]["float_answer"] for i in recall)
         lines.append(f"| {kind} | {rows[kind]['right']} | {len(flips)} | {100 * len(flips) / len(recall):.1f} % | "
                      f"{'yes' if len(flips) <= 0.01 * len(recall) else '**no**'} | {worse} | {better} | {len(flips) - worse - better} | {places} | {apart} |")
+    changed = [(i, rows[kind]["answers"]) for kind in rows for i in recall if rows[kind]["answers"][i] != base[i]]
+    neither = sum(not right(base, i) and not right(answers, i) for i, answers in changed)
+    long = sum(wanted[i]["kind"] in ("recall<1536", "recall<1950") for i, _ in changed)
+    lines += ["", f"Of {len(changed)} changed answers {neither} were wrong before and after, and {long} lie beyond 1,024 tokens, where the model itself fails most:"]
     kinds = dict.fromkeys(t["kind"] for t in wanted)
     shares = [f"{k} {sum(right(base, i) for i, t in enumerate(wanted) if t['kind'] == k)} of {sum(t['kind'] == k for t in wanted)}" for k in kinds]
-    lines += ["", "Right with f16: " + ", ".join(shares) + "."]
+    lines += ["right with f16 " + ", ".join(shares) + "."]
     return lines
 
 
