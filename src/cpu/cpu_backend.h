@@ -69,7 +69,8 @@ class CpuBackend final : public Backend {
     std::byte* tables;    // of as many rows as fit
     int64_t table_bytes;  // 0 when this instruction set multiplies several rows instead
   };
-  // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim].
+  // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim]; then, with shifts, the
+  // same queries for the pages that shifts left behind.
   struct Queries {
     int8_t* q;
     float* scale;     // [kv_head][row][group]
@@ -127,6 +128,7 @@ class CpuBackend final : public Backend {
                     int64_t left, int thread);
   void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
+  void turn_query(const AttendStep& step, int row, int head, bool kept, float* x);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void attend_block(const AttendStep& step, const Block& block, ThreadScratch& scratch);
   void attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch, int page);
