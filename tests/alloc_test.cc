@@ -110,6 +110,16 @@ void expect_none_after_copies(LoadedModel& model) {
                         }),
             0)
       << "copied sequences";
+  EXPECT_EQ(allocations(model,
+                        [&] {
+                          for (int i = 0; i < 850; ++i) {
+                            if (model.length(0) == 768) model.model().shift(0, 256, 256);
+                            const BatchRow row{i % 50, 0, model.length(0), true};
+                            model.model().step({&row, 1});
+                          }
+                        }),
+            0)
+      << "shifted sequences";
 }
 
 EngineOptions options_of(int n_threads, int n_threads_batch) {
@@ -133,10 +143,11 @@ TEST(Allocations, NoneInAStep) {
   expect_none(options_of(2, 2));
 }
 
-TEST(Allocations, NoneForSharedBeginnings) {
+TEST(Allocations, NoneForSharedBeginningsAndShifts) {
   EngineOptions options = options_of(2, 2);
   options.n_slots = 2;
-  options.n_ctx = 1024;
+  options.n_ctx = 2 * 768;
+  options.context_shift = true;
   Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(options);
   ASSERT_TRUE(loaded) << loaded.error().message;
   expect_none_after_copies(**loaded);

@@ -273,6 +273,91 @@ TEST(Engine, TheContextEndsAnAnswer) {
   for (const int32_t token : out.tokens) EXPECT_FALSE(engine->model().tokenizer().is_end(token));
 }
 
+// An answer longer than the context: the same beside others and with other threads.
+TEST(Engine, ShiftsGoOnWhereTheContextEnds) {
+  std::vector<int32_t> alone, kept;
+  for (const auto& [n_threads, n_slots] : {std::pair{1, 1}, std::pair{2, 3}}) {
+    EngineOptions options;
+    options.context_shift = true;
+    options.n_slots = n_slots;
+    options.n_ctx = 768 * n_slots;
+    options.n_threads = n_threads;
+    Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
+    ASSERT_TRUE(model.ok()) << model.error().message;
+    std::vector<std::string> notes;
+    const auto engine = Engine::start(std::move(*model), 8, [&](const std::string& note) { notes.push_back(note); });
+    Collector out[3];
+    for (int i = 0; i < 3; ++i) {
+      GenRequest request = greedy(chat(*engine, kQuestions[0]), 1050);
+      request.sampling.temperature = 1.0f;
+      request.sampling.seed = 3;
+      request.ignore_eos = true;
+      request.n_keep = i < 2 ? 0 : -1;
+      request.n_discard = i < 2 ? 0 : 100;
+      ASSERT_TRUE(engine->submit(std::move(request), out[i].sink()).ok());
+    }
+    for (Collector& collector : out) {
+      collector.wait();
+      EXPECT_EQ(collector.last.stop, StopReason::limit);
+      EXPECT_TRUE(collector.last.truncated);
+      EXPECT_EQ(collector.tokens.size(), 1050u);
+    }
+    if (alone.empty()) {
+      alone = out[0].tokens;
+      kept = out[2].tokens;
+    }
+    EXPECT_EQ(out[0].tokens, alone);
+    EXPECT_EQ(out[1].tokens, alone);
+    EXPECT_EQ(out[2].tokens, kept);
+    const int n_prompt = out[0].last.n_prompt;
+    const int full = 768 - n_prompt + 1;  // tokens drawn before the first shift
+    EXPECT_TRUE(std::equal(alone.begin(), alone.begin() + full, kept.begin()));
+    EXPECT_NE(alone, kept);
+    ASSERT_FALSE(notes.empty());
+    EXPECT_NE(notes[0].find("context shift"), std::string::npos);
+    Collector after;  // what was shifted serves no other prompt
+    generate(*engine, greedy(chat(*engine, kQuestions[0])), after);
+    EXPECT_EQ(after.text, "The capital of France is Paris.");
+    EXPECT_FALSE(after.last.truncated);
+  }
+}
+
+TEST(LoadedModel, ContextShiftNeedsTwoPages) {
+  EngineOptions options;
+  options.context_shift = true;
+  options.n_ctx = 256;
+  const Result<ModelReport> plan = LoadedModel::plan(options);
+  ASSERT_FALSE(plan.ok());
+  EXPECT_EQ(plan.error().kind, ErrorKind::refused);
+  EXPECT_NE(plan.error().message.find("at least 512"), std::string::npos);
+}
+
+// Bits of logits after shifts: any threads, any chunks.
+TEST(LoadedModel, ThreadsAndChunksChangeNothingAfterAShift) {
+  std::vector<float> first;
+  for (const auto& [n_threads, chunk] : {std::pair{1, 1}, std::pair{2, 64}, std::pair{3, 7}}) {
+    EngineOptions options;
+    options.context_shift = true;
+    options.n_ctx = 1024;
+    options.n_threads = n_threads;
+    options.n_logit_rows = 64;
+    Result<std::unique_ptr<LoadedModel>> loaded = LoadedModel::load(options);
+    ASSERT_TRUE(loaded.ok());
+    LoadedModel& model = **loaded;
+    std::vector<int32_t> tokens;
+    for (int i = 0; i < 1024; ++i) tokens.push_back((i * 37 + i / 7) % 900);
+    std::vector<float> all;
+    const auto sink = [&](int, std::span<const float> logits) { all.insert(all.end(), logits.begin(), logits.begin() + 50); };
+    ASSERT_TRUE(model.eval(0, tokens, chunk, false, {}));
+    model.shift(0, 256, 256);
+    ASSERT_TRUE(model.eval(0, {tokens.data(), 256}, chunk, true, sink));
+    model.shift(0, 256, 512);
+    ASSERT_TRUE(model.eval(0, {tokens.data(), 40}, chunk, true, sink));
+    if (first.empty()) first = all;
+    EXPECT_EQ(all, first) << n_threads << " threads, chunks of " << chunk;
+  }
+}
+
 TEST(Engine, SeedsRepeat) {
   const auto engine = start(2);
   const auto draw = [&](int64_t seed, Collector& out) {

@@ -93,12 +93,13 @@ struct Filled {
     return save_sequence(path, id, tokens[static_cast<size_t>(seq)], *cache, seq, std::move(hook));
   }
   Result<RestoredSequence> restore(int seq, const std::string& path) {
-    return restore_sequence(path, id, *cache, seq);
+    return restore_sequence(path, id, shifts, *cache, seq);
   }
 
   std::unique_ptr<Backend> backend;
   std::unique_ptr<KvCache> cache;
   SequenceIdentity id;
+  bool shifts = true;
   std::vector<std::vector<int32_t>> tokens;
 };
 
@@ -195,6 +196,8 @@ TEST_F(SavedFile, ShiftedSequencesKeepTheirOffsets) {
     EXPECT_EQ(f.cache->offset(1, page), page == 0 ? 0 : 512);
     EXPECT_EQ(f.cache->offset(0, page), f.cache->offset(1, page));
   }
+  f.shifts = false;
+  refuses(f, "--context-shift");
 }
 
 TEST_F(SavedFile, AnotherContextTakesWhatFits) {

@@ -77,6 +77,8 @@ for command in ("serve", "chat", "bench", "perplexity", "logits", "info"):
 for flag, value in (("-C", "0x1" + "0" * 4000), ("-Cr", "65000-"), ("-Cb", "0x1" + "0" * 4000), ("-Crb", "65000-65001")):
     refuses(f"absent CPUs {flag}", ["chat", "-p", "x", flag, value], 2, "may only use")
 refuses("V type", ["info", "-ctv", "Q8_0"], 2, "Unsupported cache type")
+refuses("shift in one page", ["info", "-c", "256", "--context-shift"], 2, "at least 512")
+refuses("keep", ["chat", "--keep", "-2"], 2, "--keep", "got '-2'")
 refuses("folder of slots", ["serve", "--slot-save-path", os.path.join(folder, "none")], 2, "--slot-save-path", "folder that exists")
 refuses("file as folder of slots", ["serve", "--slot-save-path", unreadable], 2, "folder that exists")
 refuses("foreign prompt cache", ["chat", "-p", "x", "--prompt-cache", unreadable], 2, "no saved sequence")

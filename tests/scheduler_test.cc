@@ -23,7 +23,8 @@ int32_t hash_token(std::span<const int32_t> tokens) {
   for (const int32_t token : tokens) h = (h ^ static_cast<uint32_t>(token)) * 0x100000001b3ull;
   return static_cast<int32_t>((h >> 20) % 1000);
 }
-bool is_end(int32_t token) { return token % 61 == 7; }
+// Rare: answers long enough to fill a context several times.
+bool is_end(int32_t token, bool rare = false) { return token % 61 == 7 && (!rare || token % 5 == 0); }
 
 std::vector<int32_t> prompt_of(int n, int first = 1) {
   std::vector<int32_t> prompt;
@@ -221,6 +222,60 @@ TEST(Scheduler, SharesTheLongestPrefixOfAnySlot) {
   EXPECT_TRUE(scheduler.plan(64).changes.empty());
 }
 
+// A full context: pages of 256, what is kept rounds up, what is discarded to the nearest.
+TEST(Scheduler, ShiftsByWholePages) {
+  struct Case {
+    int n_ctx, n_keep, n_discard, keep, discard;
+  };
+  for (const Case& c : {Case{512, 0, 0, 0, 256}, Case{1024, 0, 0, 0, 512}, Case{1024, 1, 0, 256, 256},
+                        Case{1024, 256, 300, 256, 256}, Case{1024, 256, 400, 256, 512},
+                        Case{1024, 257, 1000, 512, 256}, Case{1024, -1, 0, 512, 256},
+                        Case{1024, 100000, 1, 512, 256}, Case{2048, 0, 1 << 30, 0, 1792}}) {
+    Scheduler scheduler(1, c.n_ctx, 4, true);
+    ScheduledRequest r = request(1, prompt_of(c.n_ctx - 1));
+    r.n_keep = c.n_keep;
+    r.n_discard = c.n_discard;
+    ASSERT_TRUE(scheduler.submit(r).ok());
+    StepPlan plan = scheduler.plan(c.n_ctx);
+    scheduler.ran(plan);
+    ASSERT_EQ(scheduler.sampled(0, 7000, StopReason::none), StopReason::none);
+    scheduler.ran(scheduler.plan(8));
+    ASSERT_EQ(scheduler.sampled(0, 7001, StopReason::none), StopReason::none);
+    plan = scheduler.plan(8);
+    ASSERT_EQ(plan.changes.size(), 1u) << c.n_ctx;
+    EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::shift);
+    EXPECT_EQ(plan.changes[0].n_keep, c.keep) << c.n_keep << " of " << c.n_ctx;
+    EXPECT_EQ(plan.changes[0].n_discard, c.discard) << c.n_discard << " of " << c.n_ctx;
+    ASSERT_EQ(plan.rows.size(), 1u);
+    EXPECT_EQ(plan.rows[0].token, 7001);
+    EXPECT_EQ(plan.rows[0].pos, c.n_ctx - c.discard);
+    scheduler.ran(plan);
+    const Scheduler::Slot& slot = scheduler.slots()[0];
+    std::vector<int32_t> want = prompt_of(c.n_ctx - 1);
+    want.push_back(7000);
+    want.erase(want.begin() + c.keep, want.begin() + c.keep + c.discard);
+    want.push_back(7001);
+    EXPECT_EQ(slot.cached, want);
+    EXPECT_EQ(slot.n_shifted, c.discard);
+    // Of the shifted slot only what was kept serves another request.
+    EXPECT_TRUE(scheduler.cancel(1));
+    want.resize(static_cast<size_t>(c.n_ctx - c.discard));
+    ASSERT_TRUE(scheduler.submit(request(2, want, 1)).ok());
+    plan = scheduler.plan(c.n_ctx);
+    EXPECT_EQ(scheduler.slots()[0].n_reused, c.keep);
+    ASSERT_EQ(plan.changes.size(), 1u);
+    EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::truncate);
+  }
+}
+
+TEST(Scheduler, WithoutShiftOrPagesForItTheContextEnds) {
+  for (const auto& [n_ctx, shift] : {std::pair{512, false}, std::pair{256, true}}) {
+    Scheduler scheduler(1, n_ctx, 4, shift);
+    ASSERT_TRUE(scheduler.submit(request(1, prompt_of(n_ctx - 1))).ok());
+    EXPECT_EQ(run_alone(scheduler, 600), StopReason::context_full);
+  }
+}
+
 // The slot that is shared from is cut for its own next request in the same plan.
 TEST(Scheduler, ChangesKeepTheirOrder) {
   Scheduler scheduler(2, 256, 4);
@@ -250,6 +305,13 @@ class FakeModel {
     ASSERT_NE(change.from, change.slot);
     auto& sequence = sequences_[static_cast<size_t>(change.slot)];
     if (copy) sequence = sequences_[static_cast<size_t>(change.from)];
+    if (change.kind == CacheChange::Kind::shift) {
+      ASSERT_EQ(static_cast<int>(sequence.size()), n_ctx_);
+      ASSERT_EQ(change.n_keep % 256 + change.n_discard % 256, 0);
+      sequence.erase(sequence.begin() + change.n_keep,
+                     sequence.begin() + change.n_keep + change.n_discard);
+      return;
+    }
     ASSERT_GE(change.n_keep, 0);
     ASSERT_LE(change.n_keep, static_cast<int>(sequence.size()));
     sequence.resize(static_cast<size_t>(change.n_keep));
@@ -293,18 +355,30 @@ struct Answer {
   bool operator==(const Answer&) const = default;
 };
 
-Answer solo(const ScheduledRequest& request, int n_ctx) {
+// How a shift changes the sequence, written apart from the scheduler. False: no shift.
+bool shift_alone(const ScheduledRequest& r, int n_ctx, std::vector<int32_t>& all) {
+  const int pages = n_ctx / 256, asked = r.n_keep < 0 ? static_cast<int>(r.prompt.size())
+                                                      : std::min(r.n_keep, static_cast<int>(r.prompt.size()));
+  if (pages < 2) return false;
+  const int keep = std::min((asked + 255) / 256, pages - 2);
+  int discard = r.n_discard == 0 ? (pages - keep) / 2 : (r.n_discard + 128) / 256;
+  discard = std::max(1, std::min(discard, pages - keep - 1));
+  all.erase(all.begin() + 256 * keep, all.begin() + 256 * (keep + discard));
+  return true;
+}
+
+Answer solo(const ScheduledRequest& request, int n_ctx, bool shift) {
   Answer answer;
   std::vector<int32_t> all = request.prompt;
   if (request.n_predict == 0) return {{}, StopReason::limit};
   for (;;) {
     const int32_t token = hash_token(all);
     answer.tokens.push_back(token);
-    if (is_end(token)) {
+    if (is_end(token, shift)) {
       answer.reason = StopReason::eos;
     } else if (static_cast<int>(answer.tokens.size()) == request.n_predict) {
       answer.reason = StopReason::limit;
-    } else if (static_cast<int>(all.size()) == n_ctx) {
+    } else if (static_cast<int>(all.size()) == n_ctx && !(shift && shift_alone(request, n_ctx, all))) {
       answer.reason = StopReason::context_full;
     }
     if (answer.reason != StopReason::none) return answer;
@@ -314,12 +388,14 @@ Answer solo(const ScheduledRequest& request, int n_ctx) {
 
 class Simulation {
  public:
-  Simulation(uint64_t seed, int n_slots, int max_queue)
+  Simulation(uint64_t seed, int n_slots, int max_queue, int n_ctx = 96)
       : random_(seed),
         n_slots_(n_slots),
         max_queue_(max_queue),
-        scheduler_(n_slots, kContext, max_queue),
-        model_(n_slots, kContext) {}
+        context_(n_ctx),
+        shift_(n_ctx >= 512),
+        scheduler_(n_slots, n_ctx, max_queue, shift_),
+        model_(n_slots, n_ctx) {}
 
   void run(int n_requests) {
     int left = n_requests;
@@ -328,7 +404,7 @@ class Simulation {
       // Mostly as much as fits; now and then a burst into a full queue.
       const bool burst = below(40) == 0;
       for (uint64_t n = below(4); n > 0 && left > 0 && (burst || has_room()); --n, --left) submit();
-      if (below(24) == 0) cancel_one();
+      if (below(shift_ ? 600 : 24) == 0) cancel_one();
       step();
       if (testing::Test::HasFailure()) return;
       idle_rounds = left == 0 ? idle_rounds + 1 : 0;
@@ -337,11 +413,9 @@ class Simulation {
     EXPECT_TRUE(scheduler_.idle());
   }
 
-  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0, n_copies = 0;
+  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0, n_copies = 0, n_shifts = 0;
 
  private:
-  static constexpr int kContext = 96;
-
   bool has_room() const { return static_cast<int>(live_.size()) < n_slots_ + max_queue_; }
   uint64_t below(uint64_t n) { return random_() % n; }
 
@@ -349,17 +423,24 @@ class Simulation {
     ScheduledRequest r;
     r.id = ++next_id_;
     // One of a few common beginnings, so that prefixes are shared.
-    const int n_shared = static_cast<int>(below(50)), family = static_cast<int>(below(5));
+    const int most = shift_ ? context_ - 30 : 50;
+    const int n_shared = static_cast<int>(below(static_cast<uint64_t>(most)));
+    const int family = static_cast<int>(below(5));
     r.prompt = prompt_of(n_shared, family * 1000);
     for (uint64_t n = below(below(12) == 0 ? 80 : 20); n > 0; --n) {
       r.prompt.push_back(static_cast<int32_t>(below(3)));
     }
     r.n_predict = below(3) == 0 ? -1 : static_cast<int>(below(25));
+    if (shift_) {
+      r.n_predict = static_cast<int>(below(900));
+      r.n_keep = static_cast<int>(below(700)) - 1;
+      r.n_discard = below(2) == 0 ? 0 : static_cast<int>(below(900));
+    }
     r.cache_prompt = below(8) != 0;
     if (below(6) == 0) r.id_slot = static_cast<int>(below(static_cast<uint64_t>(n_slots_)));
     const Status status = scheduler_.submit(r);
     const auto n = static_cast<int>(r.prompt.size());
-    if (n == 0 || n >= kContext) {
+    if (n == 0 || n >= context_) {
       ASSERT_FALSE(status.ok());
       ASSERT_EQ(status.error().kind, n == 0 ? ErrorKind::refused : ErrorKind::too_long);
       ++n_refused;
@@ -401,6 +482,7 @@ class Simulation {
     ASSERT_EQ(plan.rows.empty(), live_.empty());
     for (const CacheChange& change : plan.changes) {
       n_copies += change.kind == CacheChange::Kind::copy ? 1 : 0;
+      n_shifts += change.kind == CacheChange::Kind::shift ? 1 : 0;
       model_.change(change);
     }
     check_owners(waiting);
@@ -464,7 +546,7 @@ class Simulation {
       const uint64_t id = scheduler_.slots()[static_cast<size_t>(row.slot)].request;
       live_.at(id).tokens.push_back(token);
       const StopReason reason =
-          scheduler_.sampled(row.slot, token, is_end(token) ? StopReason::eos : StopReason::none);
+          scheduler_.sampled(row.slot, token, is_end(token, shift_) ? StopReason::eos : StopReason::none);
       if (reason != StopReason::none) end(row.slot, id, reason);
     }
     for (int i = 0; i < n_slots_; ++i) {
@@ -477,14 +559,15 @@ class Simulation {
 
   void end(int slot, uint64_t id, StopReason reason) {
     const Answer got{live_.at(id).tokens, reason};
-    ASSERT_EQ(got, solo(live_.at(id).request, kContext)) << "request " << id;
+    ASSERT_EQ(got, solo(live_.at(id).request, context_, shift_)) << "request " << id;
     scheduler_.release(slot);
     live_.erase(id);
     ++n_done;
   }
 
   std::mt19937_64 random_;
-  int n_slots_, max_queue_;
+  int n_slots_, max_queue_, context_;
+  bool shift_;
   Scheduler scheduler_;
   FakeModel model_;
   std::map<uint64_t, Tracked> live_;
@@ -522,6 +605,26 @@ TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
   EXPECT_GT(cancelled, 1000);
   EXPECT_GT(reused, 10000);
   EXPECT_GT(copies, 1000);
+}
+
+TEST(SchedulerSimulation, ShiftedAnswersEqualSoloRuns) {
+  const char* wanted = std::getenv("BANTAM_SEED");
+  const uint64_t first = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 20261125;
+  int shifts = 0, done = 0, copies = 0;
+  for (uint64_t i = 0; i < 12; ++i) {
+    SCOPED_TRACE(testing::Message() << "BANTAM_SEED=" << first + i);
+    Simulation simulation(first + i, 1 + static_cast<int>(i % 4), 5, 512 + 256 * static_cast<int>(i % 3));
+    simulation.run(250);
+    if (HasFailure()) return;
+    shifts += simulation.n_shifts;
+    done += simulation.n_done;
+    copies += simulation.n_copies;
+  }
+  std::printf("seed %llu: %d answered, %d shifts, %d prefixes of other slots\n",
+              static_cast<unsigned long long>(first), done, shifts, copies);
+  EXPECT_GT(done, 500);
+  EXPECT_GT(shifts, 200);
+  EXPECT_GT(copies, 80);
 }
 
 }  // namespace

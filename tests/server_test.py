@@ -236,6 +236,21 @@ with tempfile.TemporaryDirectory() as folder:
     check("chat --prompt-cache", all(code == 0 and out.strip() == PARIS for code, out, _ in answers) and "read from" in answers[1][2]
           and "read from" not in answers[0][2], answers)
 
+# ---- context shift
+server = Server("-c", "512", "--context-shift", "--keep", "10")
+body = {"prompt": "Once upon a time", "n_predict": 700, "ignore_eos": True, "temperature": 0}
+status, reply = server.json("POST", "/completion", body)
+check("an answer beyond the context", status == 200 and reply["tokens_predicted"] == 700 and reply["truncated"] and reply["stop_type"] == "limit"
+      and reply["generation_settings"]["n_keep"] == 10, reply)
+check("shifts are logged", any("context shift, by whole pages" in line and "asked for)" in line for line in server.lines))
+for field, value in (("n_keep", -2), ("n_keep", "x"), ("n_discard", -1)):
+    check(f"bad {field}", server.json("POST", "/completion", {**body, field: value})[0] == 400)
+server.stop()
+server = Server("-c", "512")
+status, reply = server.json("POST", "/completion", body)
+check("without shift the context ends the answer", reply["tokens_predicted"] < 512 and reply["truncated"], reply["tokens_predicted"])
+server.stop()
+
 # ---- more signals while it ends: never killed by one
 codes = []
 for i in range(12):

@@ -61,6 +61,7 @@ struct AttendRow {
   int32_t pos = 0;  // position in its sequence
   int32_t run = 0;  // rows of one sequence in one batch are one run, contiguous and ascending
   const int32_t* pages = nullptr;  // page numbers of the sequence, [pos / 256 + 1] at least
+  int32_t n_kept = 0;  // pages in front whose K a shift left behind: read by queries of kept_cos
 };
 
 struct AttendStep {
@@ -76,6 +77,8 @@ struct AttendStep {
   float norm_eps = 0;
   const float* cos = nullptr;  // [rows][rope_dims / 2]
   const float* sin = nullptr;
+  const float* kept_cos = nullptr;  // as cos and sin, of the rows with n_kept > 0
+  const float* kept_sin = nullptr;
   int rope_dims = 0;
   bool rope_interleaved = false;
   float* out = nullptr;  // [rows][n_heads * head_dim]
@@ -88,7 +91,8 @@ struct ComputeShape {
   int n_heads = 0;
   int n_kv_heads = 0;
   int head_dim = 0;
-  bool wide = false;  // int16 activations
+  bool wide = false;    // int16 activations
+  bool shifts = false;  // rows may have n_kept > 0
 };
 
 class Backend {

@@ -20,6 +20,7 @@ struct CliOptions {
   EngineOptions engine;
   SamplingParams sampling;
   int n_predict = -1;
+  int n_keep = 0;
   bool kv_given = false;
   bool help = false;
   bool version = false;

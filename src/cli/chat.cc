@@ -51,6 +51,7 @@ class Chat {
     request.prompt = std::move(*prompt);
     request.sampling = options_.sampling;
     request.n_predict = options_.n_predict;
+    request.n_keep = options_.n_keep;
     request.stop = options_.stop;
     request.ignore_eos = options_.ignore_eos;
     Result<Answer> answer = run(std::move(request));
@@ -201,7 +202,8 @@ int run_chat(const CliOptions& given) {
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
   if (!loaded) return report_error(loaded.error());
   install_interrupts();
-  const std::unique_ptr<Engine> engine = Engine::start(std::move(*loaded), 4);
+  const std::unique_ptr<Engine> engine =
+      Engine::start(std::move(*loaded), 4, [](const std::string& text) { log_info("{}", text); });
   const std::string& cache = options.prompt_cache;
   if (!cache.empty() && ::access(cache.c_str(), F_OK) == 0) {
     const Status read = change_cache(*engine, SlotAction::restore, cache);

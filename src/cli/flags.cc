@@ -267,6 +267,10 @@ void add_model_flags(std::vector<Flag>& rows) {
   run.add({"-c", "--ctx-size"}, "LLAMA_ARG_CTX_SIZE", "N",
           integer(FIELD(engine.n_ctx), 0, int64_t{kMaxContext} * kMaxSequences),
           "context of all slots together; 0: as trained; default: what fits");
+  Table shifts(rows, kServe | kChat | kInfo);
+  shifts.on_off({"--context-shift"}, {"--no-context-shift"}, "LLAMA_ARG_CONTEXT_SHIFT",
+                toggle(FIELD(engine.context_shift)),
+                "a full context drops whole pages of its middle and goes on (default off)");
   Table slots(rows, kServe | kInfo);
   slots.add({"-a", "--alias"}, "LLAMA_ARG_ALIAS", "NAME", text(FIELD(engine.alias)),
             "name shown to clients");
@@ -279,6 +283,8 @@ void add_sampling_flags(std::vector<Flag>& rows) {
   constexpr int64_t kMost = 1 << 30;
   t.add({"-n", "--predict", "--n-predict"}, "LLAMA_ARG_N_PREDICT", "N",
         integer(FIELD(n_predict), -1, kMost), "tokens to generate at most (-1: no limit)");
+  t.add({"--keep"}, "LLAMA_ARG_KEEP", "N", integer(FIELD(n_keep), -1, kMost),
+        "prompt tokens that context shifts leave, in whole pages of 256 (0; -1: all)");
   t.add({"--temp", "--temperature"}, "LLAMA_ARG_TEMP", "X",
         number(FIELD(sampling.temperature), -1, 1e6, "a number from -1 to 1000000"),
         "temperature (0.8; 0: greedy)");

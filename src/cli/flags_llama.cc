@@ -97,7 +97,6 @@ void add_ignored_flags(std::vector<Flag>& rows) {
   none({"--no-cache-prompt"}, "", "", " yet: send cache_prompt false in the request");
   none({"-nocb", "--no-cont-batching"}, "", "", ": slots always share batches");
   none({"--props"}, "LLAMA_ARG_ENDPOINT_PROPS", "", ": GET /props is always on, POST is not built");
-  none({"--keep"}, "", "N", ": the context is never shifted in this version");
   none({"--swa-full"}, "LLAMA_ARG_SWA_FULL", "", ": there is no sliding window");
   none({"--ctx-checkpoints"}, "LLAMA_ARG_CTX_CHECKPOINTS", "N", ": the cache needs none");
   none({"--no-repack", "-nr"}, "LLAMA_ARG_NO_REPACK", "", ": weights are always packed");
@@ -151,14 +150,6 @@ void add_refused_models(std::vector<Flag>& rows) {
      "downloads are not supported: fetch the GGUF file and pass it with -m");
   no({"-mu", "--model-url"}, "LLAMA_ARG_MODEL_URL", "URL",
      "downloads are not supported: fetch the GGUF file and pass it with -m");
-  rows.push_back({{"--context-shift"},
-                  "LLAMA_ARG_CONTEXT_SHIFT",
-                  "",
-                  kAll,
-                  refuse("--context-shift is not supported yet: generation ends when the context "
-                         "is full"),
-                  "",
-                  {"--no-context-shift"}});
   no({"--override-kv"}, "", "TEXT", "overriding metadata is not supported");
   no({"--rope-scaling"}, "LLAMA_ARG_ROPE_SCALING_TYPE", "MODE",
      "not supported: the file's own RoPE scaling is used");

@@ -35,6 +35,7 @@ ServerOptions server_options(const CliOptions& options) {
   server.slot_save_path = options.slot_save_path;
   server.sampling = options.sampling;
   server.n_predict = options.n_predict;
+  server.n_keep = options.n_keep;
   if (const char* ms = std::getenv("BANTAM_HEADER_TIMEOUT_MS");
       ms != nullptr && std::atoi(ms) > 0) {
     server.header_timeout_ms = std::atoi(ms);
@@ -69,7 +70,8 @@ int run_serve(const CliOptions& options) {
   int code = 0;
   std::unique_ptr<Engine> engine;
   if (loaded) {
-    engine = Engine::start(std::move(*loaded));
+    engine = Engine::start(std::move(*loaded), 256,
+                           [](const std::string& text) { log_info("{}", text); });
     (*server)->set_engine(engine.get());
     const std::string port = ":" + std::to_string((*server)->port());
     const bool bare_v6 = options.host.find(':') != std::string::npos;

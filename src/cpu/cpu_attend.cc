@@ -27,31 +27,50 @@ int tiles_ahead(const AttentionPlan& plan) {
   return static_cast<int>(std::clamp<int64_t>(9216 / bytes, 2, 4));
 }
 
+// Where the queries for the pages that shifts left behind start, among all queries of a step.
+int64_t kept_index(const AttendStep& step, bool kept) {
+  return kept ? step.plan->shape().n_heads * static_cast<int64_t>(step.rows.size()) : 0;
+}
+
 }  // namespace
 
 void CpuBackend::prepare_query(const AttendStep& step, int row) {
   const AttentionPlan& plan = *step.plan;
-  const int hd = plan.shape().head_dim, group = plan.group();
-  const int n_rows = static_cast<int>(step.rows.size()), half = step.rope_dims / 2;
-  const float c = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hd)));
+  const int hd = plan.shape().head_dim;
   for (int head = 0; head < plan.shape().n_heads; ++head) {
     float* x = step.q + (int64_t{row} * plan.shape().n_heads + head) * hd;
     if (step.q_norm != nullptr) kernels_.rms_norm(x, step.q_norm, hd, step.norm_eps, x);
-    kernels_.rope(x, step.rope_dims, step.rope_interleaved, step.cos + int64_t{row} * half,
-                  step.sin + int64_t{row} * half);
-    const int64_t index = (int64_t{head / group} * n_rows + row) * group + head % group;
-    if (plan.rotation_k() == 0) {
-      std::memcpy(queries_.qf + index * hd, x, static_cast<size_t>(hd) * sizeof(float));
-      queries_.scale[index] = c;
-      continue;
+    if (step.rows[static_cast<size_t>(row)].n_kept > 0) {
+      alignas(64) float kept[kMaxHeadDim];
+      std::memcpy(kept, x, static_cast<size_t>(hd) * sizeof(float));
+      turn_query(step, row, head, true, kept);
     }
-    kernels_.rotate(x, hd, plan.rotation_k());
-    float d = 0;
-    int32_t sum = 0;
-    kernels_.quantize(x, hd, hd, queries_.q + index * hd, &d, &sum,
-                      queries_.sums16 + index * (hd / 16));
-    queries_.scale[index] = d * c;
+    turn_query(step, row, head, false, x);
   }
+}
+
+// RoPE, rotation and rounding of a normed query, for the pages that moved or for those kept.
+void CpuBackend::turn_query(const AttendStep& step, int row, int head, bool kept, float* x) {
+  const AttentionPlan& plan = *step.plan;
+  const int hd = plan.shape().head_dim, group = plan.group();
+  const int64_t n_rows = static_cast<int64_t>(step.rows.size()), half = step.rope_dims / 2;
+  const float c = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hd)));
+  kernels_.rope(x, step.rope_dims, step.rope_interleaved,
+                (kept ? step.kept_cos : step.cos) + row * half,
+                (kept ? step.kept_sin : step.sin) + row * half);
+  const int64_t index =
+      kept_index(step, kept) + (head / group * n_rows + row) * group + head % group;
+  if (plan.rotation_k() == 0) {
+    std::memcpy(queries_.qf + index * hd, x, static_cast<size_t>(hd) * sizeof(float));
+    queries_.scale[index] = c;
+    return;
+  }
+  kernels_.rotate(x, hd, plan.rotation_k());
+  float d = 0;
+  int32_t sum = 0;
+  kernels_.quantize(x, hd, hd, queries_.q + index * hd, &d, &sum,
+                    queries_.sums16 + index * (hd / 16));
+  queries_.scale[index] = d * c;
 }
 
 void CpuBackend::store_head(const AttendStep& step, int kv_head, bool values) {
@@ -91,7 +110,7 @@ CpuBackend::PageView CpuBackend::view_page(const AttendStep& step, const Block& 
   };
   return {first_tile(step.k_pages, plan.tile_bytes_k()),
           first_tile(step.v_pages, plan.tile_bytes_v()),
-          (visible + kTilePositions - 1) / kTilePositions};
+          (visible + kTilePositions - 1) / kTilePositions, page < last.n_kept};
 }
 
 // Tile i of the K tiles and then the V tiles of a page and of the page after it.
@@ -115,6 +134,7 @@ void CpuBackend::score_page(const AttendStep& step, const Block& block, const Pa
   const AttentionPlan& plan = *step.plan;
   const int hd = plan.shape().head_dim, group = plan.group();
   const int64_t index =
+      kept_index(step, view.kept) +
       (int64_t{block.kv_head} * static_cast<int64_t>(step.rows.size()) + block.first_row) * group;
   ScoreArgs score;
   score.head_dim = hd;

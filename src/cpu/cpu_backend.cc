@@ -26,7 +26,7 @@ int64_t input_bytes(const ComputeShape& s, int64_t tables) {
 }
 
 int64_t query_bytes(const ComputeShape& s) {
-  const int64_t heads = int64_t{s.max_rows} * s.n_heads;
+  const int64_t heads = int64_t{s.max_rows} * s.n_heads * (s.shifts ? 2 : 1);
   const int64_t values = heads * s.head_dim;
   return aligned(values) + 3 * aligned(heads * 4) + aligned(values / 16 * 2) + aligned(values * 4);
 }
@@ -119,7 +119,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   inputs_.sums16 = carver.take<int16_t>(values / 16 + 32);
   inputs_.table_bytes = shared_table_bytes(shape);
   inputs_.tables = carver.take<std::byte>(inputs_.table_bytes);
-  const int64_t heads = int64_t{shape.max_rows} * shape.n_heads;
+  const int64_t heads = int64_t{shape.max_rows} * shape.n_heads * (shape.shifts ? 2 : 1);
   queries_.q = carver.take<int8_t>(heads * shape.head_dim);
   queries_.scale = carver.take<float>(heads);
   queries_.sums16 = carver.take<int16_t>(heads * shape.head_dim / 16);

@@ -75,7 +75,8 @@ class CpuBackend final : public Backend {
     std::byte* tables;    // of as many rows as fit
     int64_t table_bytes;  // 0 when this instruction set multiplies several rows instead
   };
-  // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim].
+  // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim]; then, with shifts, the
+  // same queries for the pages that shifts left behind.
   struct Queries {
     int8_t* q;
     float* scale;     // [kv_head][row][group]
@@ -117,6 +118,7 @@ class CpuBackend final : public Backend {
     const std::byte* k = nullptr;
     const std::byte* v = nullptr;
     int n_tiles = 0;
+    bool kept = false;  // shifts left it behind: read by queries of their own
   };
 
   void pack_piece(const PackPiece& piece, const std::byte* rows) const;
@@ -141,6 +143,7 @@ class CpuBackend final : public Backend {
   void matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated, int thread);
   void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
+  void turn_query(const AttendStep& step, int row, int head, bool kept, float* x);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void prepare_rows_and_stores(const AttendStep& step);
   void make_blocks(const AttendStep& step);

@@ -54,9 +54,11 @@ struct Running {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(LoadedModel& loaded, int max_queue)
+  Impl(LoadedModel& loaded, int max_queue, std::function<void(const std::string&)> log)
       : model(loaded),
-        scheduler(loaded.report().n_slots, loaded.report().n_ctx, max_queue),
+        scheduler(loaded.report().n_slots, loaded.report().n_ctx, max_queue,
+                  loaded.model().options().shifts),
+        note(std::move(log)),
         // Few rows first: how long one takes on this machine is not known yet.
         row_budget(std::min(8, loaded.model().options().max_rows)) {
     const Tokenizer& tokenizer = loaded.tokenizer();
@@ -70,6 +72,7 @@ struct Engine::Impl {
   void begin(uint64_t id, GenRequest request, GenSink sink);
   void end(uint64_t id, StopReason reason);
   void change_cache(const StepPlan& plan);
+  void note_shift(const CacheChange& shift);
   void run_step();
   void note_step(const StepPlan& plan, double ms);
   void draw(const StepPlan& plan);
@@ -96,6 +99,7 @@ struct Engine::Impl {
 
   LoadedModel& model;
   Scheduler scheduler;
+  std::function<void(const std::string&)> note;
   std::map<uint64_t, Running> running;
   std::vector<BatchRow> rows;
   std::vector<int32_t> end_tokens;
@@ -116,8 +120,13 @@ struct Engine::Impl {
 };
 
 void Engine::Impl::begin(uint64_t id, GenRequest request, GenSink sink) {
-  ScheduledRequest scheduled{id, request.prompt, request.n_predict, request.cache_prompt,
-                             request.id_slot};
+  ScheduledRequest scheduled{id,
+                             request.prompt,
+                             request.n_predict,
+                             request.cache_prompt,
+                             request.id_slot,
+                             request.n_keep,
+                             request.n_discard};
   Status status = scheduler.submit(std::move(scheduled));
   if (!status) {
     GenEvent event;
@@ -170,8 +179,9 @@ void Engine::Impl::end(uint64_t id, StopReason reason) {
   event.n_prompt = static_cast<int>(r.request.prompt.size());
   for (size_t i = 0; i < scheduler.slots().size(); ++i) {
     const Scheduler::Slot& slot = scheduler.slots()[i];
-    if (slot.phase != Scheduler::Slot::Phase::idle && slot.request == id)
-      event.slot = static_cast<int>(i);
+    if (slot.phase == Scheduler::Slot::Phase::idle || slot.request != id) continue;
+    event.slot = static_cast<int>(i);
+    event.truncated = slot.n_shifted > 0;
   }
   const Clock::time_point now = Clock::now();
   if (r.prompt_done != Clock::time_point{}) r.timings.predicted_ms = ms_between(r.prompt_done, now);
@@ -181,7 +191,7 @@ void Engine::Impl::end(uint64_t id, StopReason reason) {
   event.probs = std::move(r.held_probs);
   event.stop = r.stop.stopped() ? StopReason::word : reason;
   event.stopping_word = r.stop.word();
-  event.truncated = reason == StopReason::context_full;
+  event.truncated = event.truncated || reason == StopReason::context_full;
   event.timings = r.timings;
   event.seed = r.sampler.seed();
   const GenSink sink = std::move(r.sink);
@@ -312,6 +322,15 @@ void Engine::Impl::note_step(const StepPlan& plan, double ms) {
   }
 }
 
+void Engine::Impl::note_shift(const CacheChange& shift) {
+  if (!note) return;
+  const Scheduler::Slot& slot = scheduler.slots()[static_cast<size_t>(shift.slot)];
+  const std::string wanted = slot.n_discard > 0 ? std::to_string(slot.n_discard) : "half";
+  note("slot " + std::to_string(shift.slot) + ": context shift, by whole pages: " +
+       std::to_string(shift.n_keep) + " tokens kept (" + std::to_string(slot.n_keep) +
+       " asked for), " + std::to_string(shift.n_discard) + " discarded (" + wanted + " asked for)");
+}
+
 void Engine::Impl::change_cache(const StepPlan& plan) {
   for (const CacheChange& change : plan.changes) {
     switch (change.kind) {
@@ -320,6 +339,10 @@ void Engine::Impl::change_cache(const StepPlan& plan) {
         break;
       case CacheChange::Kind::copy:
         model.copy(change.from, change.slot, change.n_keep);
+        break;
+      case CacheChange::Kind::shift:
+        model.shift(change.slot, change.n_keep, change.n_discard);
+        note_shift(change);
         break;
     }
   }
@@ -372,7 +395,7 @@ Result<SlotDone> Engine::Impl::do_slot_job(const SlotJob& job) {
       }
       done.n_tokens = static_cast<int>(restored->tokens.size());
       done.n_bytes = restored->n_bytes;
-      scheduler.refill(job.slot, std::move(restored->tokens));
+      scheduler.refill(job.slot, std::move(restored->tokens), restored->n_exact);
       break;
     }
     case SlotAction::erase:
@@ -446,10 +469,11 @@ void Engine::Impl::loop() {
 
 Engine::Engine() = default;
 
-std::unique_ptr<Engine> Engine::start(std::unique_ptr<LoadedModel> model, int max_queue) {
+std::unique_ptr<Engine> Engine::start(std::unique_ptr<LoadedModel> model, int max_queue,
+                                      std::function<void(const std::string&)> note) {
   std::unique_ptr<Engine> engine(new Engine);
   engine->model_ = std::move(model);
-  engine->impl_ = std::make_unique<Impl>(*engine->model_, max_queue);
+  engine->impl_ = std::make_unique<Impl>(*engine->model_, max_queue, std::move(note));
   Impl& impl = *engine->impl_;
   impl.max_waiting = max_queue + engine->model_->report().n_slots;
   impl.publish();
@@ -473,6 +497,10 @@ Result<uint64_t> Engine::submit(GenRequest request, GenSink sink) {
   if (request.stop.size() > kMaxStopStrings) {
     return refused("stop has " + std::to_string(request.stop.size()) +
                    " strings, expected at most " + std::to_string(kMaxStopStrings));
+  }
+  if (request.n_keep < -1 || request.n_discard < 0) {
+    return refused("n_keep is " + std::to_string(request.n_keep) + " and n_discard " +
+                   std::to_string(request.n_discard) + ", expected -1 or more and 0 or more");
   }
   if (request.n_predict < -1)
     return refused("n_predict is " + std::to_string(request.n_predict) + ", expected -1 or more");

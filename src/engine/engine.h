@@ -26,6 +26,8 @@ struct GenRequest {
   bool cache_prompt = true;
   bool ignore_eos = false;
   int id_slot = -1;       // -1: any
+  int n_keep = 0;         // with context shift: prompt tokens that stay; -1: all
+  int n_discard = 0;      // tokens that a shift takes out; 0: half of the rest
   bool progress = false;  // also send prompt progress
   int n_probs = 0;        // top log probabilities per token, 0 = none
 };
@@ -97,7 +99,9 @@ using SlotSink = std::function<void(const Result<SlotDone>&)>;
 class Engine {
  public:
   // Takes the model and starts the engine thread. max_queue: requests waiting beyond the slots.
-  static std::unique_ptr<Engine> start(std::unique_ptr<LoadedModel> model, int max_queue = 256);
+  // note: called on the engine thread with a sentence for the log.
+  static std::unique_ptr<Engine> start(std::unique_ptr<LoadedModel> model, int max_queue = 256,
+                                       std::function<void(const std::string&)> note = {});
   ~Engine();  // cancels everything, joins
 
   const LoadedModel& model() const { return *model_; }  // immutable facts, tokenizer: any thread

@@ -229,6 +229,7 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   planned.model_options.n_seqs = options.n_slots;
   planned.model_options.act = options.act;
   planned.model_options.saves = options.saves;
+  planned.model_options.shifts = options.context_shift;
   choose_rows(options, planned);
   describe_file(file, options, planned.report);
   describe_config(*config, options, planned.report);
@@ -239,6 +240,11 @@ Result<Planned> make_plan(const Gguf& file, const EngineOptions& options) {
   memory.available_bytes = available_memory_bytes();
   Result<int> n_ctx = choose_context(options, planned);
   if (!n_ctx) return n_ctx.error();
+  if (options.context_shift && *n_ctx < 2 * kPagePositions) {
+    return refused("--context-shift moves whole pages of " + std::to_string(kPagePositions) +
+                   " positions: got a context of " + std::to_string(*n_ctx) +
+                   " in each slot, expected at least " + std::to_string(2 * kPagePositions));
+  }
   planned.model_options.n_ctx = *n_ctx;
   memory = memory_plan(planned, *n_ctx);
   planned.model_options.load = {options.pack_cache, page_cache_room(memory)};
@@ -386,6 +392,9 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
 void LoadedModel::copy(int from, int to, int n) { model_->copy(from, to, n); }
+void LoadedModel::shift(int seq, int n_keep, int n_discard) {
+  model_->shift(seq, n_keep, n_discard);
+}
 int LoadedModel::length(int seq) const { return model_->length(seq); }
 
 TeamSpeeds measure_machine(const ModelReport& report, const EngineOptions& options) {

@@ -34,10 +34,11 @@ struct EngineOptions {
   int n_ubatch = 512;    // tokens computed together at most (the backend may use fewer at a time)
   int n_logit_rows = 0;  // rows with logits in one step; 0: one for each slot
   ActType act = ActType::i8;
-  TeamWish team, team_batch;  // CPUs and priority of the threads
-  std::string isa;            // BANTAM_ISA; empty: best
-  bool saves = false;         // slots will be saved or restored
-  std::string pack_cache;     // folder of packed weights that later starts map; empty: none
+  TeamWish team, team_batch;   // CPUs and priority of the threads
+  std::string isa;             // BANTAM_ISA; empty: best
+  bool context_shift = false;  // a full context drops its middle instead of ending the answer
+  bool saves = false;          // slots will be saved or restored
+  std::string pack_cache;      // folder of packed weights that later starts map; empty: none
 };
 
 // Facts of the model and of this run; everything `info`, /props and /v1/models print.
@@ -109,8 +110,9 @@ class LoadedModel {
   using LogitsSink = std::function<void(int pos, std::span<const float> logits)>;
   Status eval(int seq, std::span<const int32_t> tokens, int chunk, bool all_logits,
               const LogitsSink& on_logits, const std::function<bool()>& keep_going = {});
-  void truncate(int seq, int n_keep);  // keeps positions [0, n_keep)
-  void copy(int from, int to, int n);  // `to` becomes the first n positions of `from`
+  void truncate(int seq, int n_keep);              // keeps positions [0, n_keep)
+  void copy(int from, int to, int n);              // `to` becomes the first n positions of `from`
+  void shift(int seq, int n_keep, int n_discard);  // Model::shift
   int length(int seq) const;
 
  private:

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/limits.h"
+
 namespace bantam {
 
 namespace {
@@ -18,8 +20,12 @@ constexpr double kSimilarity = 0.1;
 
 }  // namespace
 
-Scheduler::Scheduler(int n_slots, int n_ctx, int max_queue)
-    : slots_(static_cast<size_t>(n_slots)), n_ctx_(n_ctx), max_queue_(max_queue) {}
+std::span<const int32_t> Scheduler::Slot::reusable() const {
+  return std::span(cached).first(std::min(cached.size(), static_cast<size_t>(n_exact)));
+}
+
+Scheduler::Scheduler(int n_slots, int n_ctx, int max_queue, bool shift)
+    : slots_(static_cast<size_t>(n_slots)), n_ctx_(n_ctx), max_queue_(max_queue), shift_(shift) {}
 
 Status Scheduler::submit(ScheduledRequest request) {
   const auto n = static_cast<int64_t>(request.prompt.size());
@@ -66,7 +72,7 @@ std::optional<int> Scheduler::choose_slot(const ScheduledRequest& request) const
     const Slot& slot = slots_[i];
     if (slot.phase != Slot::Phase::idle) continue;
     if (request.id_slot >= 0 && request.id_slot != static_cast<int>(i)) continue;
-    const double shared = static_cast<double>(common_prefix(slot.cached, request.prompt)) /
+    const double shared = static_cast<double>(common_prefix(slot.reusable(), request.prompt)) /
                           static_cast<double>(request.prompt.size());
     // Similar prompts first, then the slot unused for longest.
     const double age = 1.0 / (1.0 + static_cast<double>(slot.last_used));
@@ -86,6 +92,10 @@ void Scheduler::start(int index, ScheduledRequest request) {
   slot.n_prompt = static_cast<int>(slot.tokens.size());
   slot.n_predict = request.n_predict;
   slot.n_generated = 0;
+  const bool whole = request.n_keep < 0 || request.n_keep > slot.n_prompt;
+  slot.n_keep = whole ? slot.n_prompt : request.n_keep;
+  slot.n_discard = request.n_discard;
+  slot.n_shifted = 0;
   slot.n_reused = 0;
   if (request.cache_prompt) {
     reuse(index);
@@ -93,6 +103,7 @@ void Scheduler::start(int index, ScheduledRequest request) {
     slot.cached.clear();
     changes_.push_back({CacheChange::Kind::truncate, index, 0});
   }
+  slot.n_exact = kAllExact;
   slot.last_used = ++clock_;
 }
 
@@ -101,15 +112,16 @@ void Scheduler::start(int index, ScheduledRequest request) {
 void Scheduler::reuse(int index) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   int from = index;
-  int shared = common_prefix(slot.cached, slot.tokens);
+  int shared = common_prefix(slot.reusable(), slot.tokens);
   for (size_t i = 0; i < slots_.size(); ++i) {
-    const int n = common_prefix(slots_[i].cached, slot.tokens);
+    const int n = common_prefix(slots_[i].reusable(), slot.tokens);
     if (n <= shared) continue;
     shared = n;
     from = static_cast<int>(i);
   }
   // The last prompt token is always computed again: its logits are needed.
-  const int most = slot.n_prompt - 1, own = std::min(common_prefix(slot.cached, slot.tokens), most);
+  const int most = slot.n_prompt - 1;
+  const int own = std::min(common_prefix(slot.reusable(), slot.tokens), most);
   slot.n_reused = std::min(shared, most);
   const auto n = static_cast<size_t>(slot.n_reused);
   if (slot.n_reused > own) {
@@ -144,7 +156,14 @@ StepPlan Scheduler::plan(int max_rows) {
     const Slot& slot = slots_[i];
     if (slot.phase != Slot::Phase::generate || static_cast<int>(plan.rows.size()) >= max_rows)
       continue;
-    const int pos = static_cast<int>(slot.cached.size());
+    int pos = static_cast<int>(slot.cached.size());
+    if (pos == n_ctx_) {
+      const std::optional<CacheChange> shift = shift_of(static_cast<int>(i));
+      CHECK(shift.has_value());
+      plan.changes.push_back(*shift);
+      plan.rows.push_back({slot.tokens.back(), static_cast<int>(i), pos - shift->n_discard, true});
+      continue;
+    }
     plan.rows.push_back({slot.tokens[static_cast<size_t>(pos)], static_cast<int>(i), pos, true});
   }
   const int n_slots = static_cast<int>(slots_.size());
@@ -172,8 +191,41 @@ void Scheduler::take_rows(StepPlan& plan, int index, int n) const {
   }
 }
 
+// By whole pages (NUMERICS rule 8): what is kept rounds up, what is discarded to the nearest. A
+// page besides the kept ones stays.
+std::optional<CacheChange> Scheduler::shift_of(int index) const {
+  const Slot& slot = slots_[static_cast<size_t>(index)];
+  const int n_pages = n_ctx_ / kPagePositions;
+  if (!shift_ || n_pages < 2) return std::nullopt;
+  const int keep =
+      std::min(slot.n_keep / kPagePositions + (slot.n_keep % kPagePositions != 0), n_pages - 2);
+  const int most = n_pages - keep - 1;
+  const int64_t wanted = slot.n_discard > 0
+                             ? (int64_t{slot.n_discard} + kPagePositions / 2) / kPagePositions
+                             : (n_pages - keep) / 2;
+  const int discard = static_cast<int>(std::clamp<int64_t>(wanted, 1, most)) * kPagePositions;
+  if (slot.n_shifted + discard > kMaxMoved) return std::nullopt;
+  return CacheChange{CacheChange::Kind::shift, index, keep * kPagePositions, -1, discard};
+}
+
+void Scheduler::shifted(const CacheChange& shift) {
+  Slot& slot = slots_[static_cast<size_t>(shift.slot)];
+  const auto cut = [&](std::vector<int32_t>& tokens) {
+    const auto first = tokens.begin() + shift.n_keep;
+    tokens.erase(first, first + shift.n_discard);
+  };
+  cut(slot.cached);
+  cut(slot.tokens);
+  slot.n_prompt -= std::clamp(slot.n_prompt - shift.n_keep, 0, shift.n_discard);
+  slot.n_exact = shift.n_keep;
+  slot.n_shifted += shift.n_discard;
+}
+
 void Scheduler::ran(const StepPlan& plan) {
   changes_.clear();
+  for (const CacheChange& change : plan.changes) {
+    if (change.kind == CacheChange::Kind::shift) shifted(change);
+  }
   for (const ScheduledRow& row : plan.rows)
     slots_[static_cast<size_t>(row.slot)].cached.push_back(row.token);
   for (const ScheduledRow& row : plan.rows) {
@@ -190,7 +242,8 @@ StopReason Scheduler::sampled(int index, int32_t token, StopReason reason) {
   if (reason != StopReason::none) return reason;
   if (slot.n_predict >= 0 && slot.n_generated >= slot.n_predict) return StopReason::limit;
   // The next step would need a position beyond the context.
-  if (static_cast<int>(slot.tokens.size()) > n_ctx_) return StopReason::context_full;
+  if (static_cast<int>(slot.tokens.size()) > n_ctx_ && !shift_of(index))
+    return StopReason::context_full;
   return StopReason::none;
 }
 
@@ -199,15 +252,19 @@ void Scheduler::release(int index, bool forget) {
   slot.phase = Slot::Phase::idle;
   slot.request = 0;
   slot.tokens.clear();
-  if (forget) slot.cached.clear();
+  if (forget) {
+    slot.cached.clear();
+    slot.n_exact = kAllExact;
+  }
   // A slot with nothing to lose is taken first.
   slot.last_used = forget ? 0 : ++clock_;
 }
 
-void Scheduler::refill(int index, std::vector<int32_t> cached) {
+void Scheduler::refill(int index, std::vector<int32_t> cached, int n_exact) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
   slot.cached = std::move(cached);
+  slot.n_exact = n_exact;
   slot.last_used = slot.cached.empty() ? 0 : ++clock_;
 }
 

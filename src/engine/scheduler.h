@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,6 +23,8 @@ struct ScheduledRequest {
   int n_predict = -1;  // -1: until the context is full
   bool cache_prompt = true;
   int id_slot = -1;
+  int n_keep = 0;     // prompt tokens that shifts leave; -1: all
+  int n_discard = 0;  // tokens that a shift takes out; 0: half of the rest
 };
 
 struct ScheduledRow {
@@ -32,12 +35,13 @@ struct ScheduledRow {
 };
 
 // A change of the cache: slot keeps its first n_keep positions, or becomes the first n_keep
-// positions of slot `from`.
+// positions of slot `from`, or loses the n_discard positions behind n_keep and goes on.
 struct CacheChange {
-  enum class Kind { truncate, copy } kind = Kind::truncate;
+  enum class Kind { truncate, copy, shift } kind = Kind::truncate;
   int slot = 0;
   int n_keep = 0;
   int from = -1;
+  int n_discard = 0;
 };
 
 // What a planned step is made of: the changes in this order, then the rows.
@@ -48,19 +52,30 @@ struct StepPlan {
 
 class Scheduler {
  public:
+  static constexpr int kAllExact = std::numeric_limits<int>::max();
   struct Slot {
     enum class Phase { idle, prefill, generate } phase = Phase::idle;
     uint64_t request = 0;
     std::vector<int32_t> cached;  // tokens whose keys and values are in the cache
-    std::vector<int32_t> tokens;  // prompt and generated tokens of the present request
+    // Of these the first n_exact depend on no token that a shift has taken out: only they serve
+    // other requests, so that answers do not depend on what a slot did before.
+    int n_exact = kAllExact;
+    std::vector<int32_t> tokens;  // prompt and generated tokens of the present request, as shifted
     int n_prompt = 0;
     int n_reused = 0;  // prompt tokens found in the cache, this slot's or another's
     int n_predict = -1;
     int n_generated = 0;
+    int n_keep = 0;
+    int n_discard = 0;
+    int64_t n_shifted = 0;  // positions taken out for the present request
     uint64_t last_used = 0;
+
+    // What of `cached` another request may begin with.
+    std::span<const int32_t> reusable() const;
   };
 
-  Scheduler(int n_slots, int n_ctx, int max_queue);
+  // shift: a full context loses whole pages and goes on, where it has two or more.
+  Scheduler(int n_slots, int n_ctx, int max_queue, bool shift = false);
 
   // Refusals: too_long, refused (slot id), busy (queue full). An accepted request waits until a
   // slot takes it.
@@ -80,7 +95,7 @@ class Scheduler {
   // Frees a slot whose request is over. forget: its cached tokens must not be used again.
   void release(int slot, bool forget = false);
   // What the cache of an idle slot (CHECK) holds from now on.
-  void refill(int slot, std::vector<int32_t> cached);
+  void refill(int slot, std::vector<int32_t> cached, int n_exact = kAllExact);
 
   std::span<const Slot> slots() const { return slots_; }
   int n_queued() const { return static_cast<int>(queue_.size()); }
@@ -93,12 +108,15 @@ class Scheduler {
   std::optional<int> choose_slot(const ScheduledRequest& request) const;
   void start(int slot, ScheduledRequest request);
   void reuse(int slot);
+  std::optional<CacheChange> shift_of(int slot) const;
+  void shifted(const CacheChange& shift);
 
   std::vector<Slot> slots_;
   std::vector<CacheChange> changes_;  // decided, not yet made
   std::deque<ScheduledRequest> queue_;
   int n_ctx_;
   int max_queue_;
+  bool shift_;
   int next_prefill_ = 0;
   uint64_t clock_ = 0;
 };

@@ -313,7 +313,7 @@ Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& i
 namespace {
 
 Result<RestoredSequence> restore_from(const MappedFile& file, const SequenceIdentity& id,
-                                      KvCache& cache, int seq) {
+                                      bool shifts, KvCache& cache, int seq) {
   std::array<std::byte, kSavedHeaderBytes> start{};
   const size_t n = static_cast<size_t>(std::min<uint64_t>(start.size(), file.size()));
   const std::span<std::byte> front(start.data(), n);
@@ -326,6 +326,8 @@ Result<RestoredSequence> restore_from(const MappedFile& file, const SequenceIden
                    " positions, expected at most " + std::to_string(cache.n_ctx()) +
                    ": start with a larger -c");
   }
+  if (header->moved > 0 && !shifts)
+    return refused("its context was shifted: start with --context-shift");
   Result<std::vector<int32_t>> tokens = check_saved(file, *header);
   if (!tokens) return tokens.error();
   // Everything is known to be good; only now the sequence changes.
@@ -351,16 +353,17 @@ Result<RestoredSequence> restore_from(const MappedFile& file, const SequenceIden
     cache.erase(seq);
     return status.error();
   }
-  return RestoredSequence{std::move(*tokens), header->file_bytes()};
+  const int n_exact = header->moved > 0 ? header->n_kept * kPagePositions : header->n_tokens;
+  return RestoredSequence{std::move(*tokens), header->file_bytes(), n_exact};
 }
 
 }  // namespace
 
 Result<RestoredSequence> restore_sequence(const std::string& path, const SequenceIdentity& id,
-                                          KvCache& cache, int seq) {
+                                          bool shifts, KvCache& cache, int seq) {
   const Result<MappedFile> file = MappedFile::open(path);
   if (!file) return file.error();
-  Result<RestoredSequence> restored = restore_from(*file, id, cache, seq);
+  Result<RestoredSequence> restored = restore_from(*file, id, shifts, cache, seq);
   if (!restored) {
     return Error{restored.error().kind,
                  "'" + path + "' cannot be restored: " + restored.error().message};

@@ -68,11 +68,12 @@ Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& i
 struct RestoredSequence {
   std::vector<int32_t> tokens;
   int64_t n_bytes = 0;
+  int n_exact = 0;  // tokens in front whose K and V depend on no token that a shift discarded
 };
 
-// Replaces the sequence; on an Error it is what it was, but empty if the file changed after it had
-// been checked.
+// shifts: whether sequences with moved pages can be used. Replaces the sequence; on an Error it is
+// what it was, but empty if the file changed after it had been checked.
 Result<RestoredSequence> restore_sequence(const std::string& path, const SequenceIdentity& id,
-                                          KvCache& cache, int seq);
+                                          bool shifts, KvCache& cache, int seq);
 
 }  // namespace bantam

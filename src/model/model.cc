@@ -25,7 +25,8 @@ ComputeShape compute_shape(const ModelConfig& c, const ModelOptions& o) {
           c.n_heads,
           c.n_kv_heads,
           c.head_dim,
-          o.act == ActType::i16};
+          o.act == ActType::i16,
+          o.shifts};
 }
 
 // Floats of the row buffers. Attention and feed-forward are never live together and share one
@@ -41,7 +42,7 @@ struct BufferSizes {
     y = padded(rows * c.d_model);
     attention = 2 * padded(rows * q_dim) + 2 * padded(rows * kv_dim);
     ffn = 2 * padded(rows * c.d_ff);
-    rope = 2 * padded(rows * c.rope_dims / 2);
+    rope = (o.shifts ? 4 : 2) * padded(rows * c.rope_dims / 2);
     logits = padded(int64_t{o.max_logit_rows} * c.n_vocab);
   }
   int64_t total() const { return x + y + std::max(attention, ffn) + rope + logits; }
@@ -75,16 +76,18 @@ struct Model::Impl {
   std::vector<AttendRow> attend_rows;
   std::vector<int32_t> tokens;
 
-  float* x = nullptr;       // [rows][d_model] residual stream
-  float* y = nullptr;       // [rows][d_model] normed
-  float* q = nullptr;       // [rows][n_heads * head_dim]
-  float* heads = nullptr;   // [rows][n_heads * head_dim] attention output
-  float* k = nullptr;       // [rows][n_kv_heads * head_dim]
-  float* v = nullptr;       // [rows][n_kv_heads * head_dim]
-  float* gate = nullptr;    // [rows][d_ff], over q
-  float* up = nullptr;      // [rows][d_ff]
-  float* cos = nullptr;     // [rows][rope_dims / 2]
-  float* sin = nullptr;     // [rows][rope_dims / 2]
+  float* x = nullptr;         // [rows][d_model] residual stream
+  float* y = nullptr;         // [rows][d_model] normed
+  float* q = nullptr;         // [rows][n_heads * head_dim]
+  float* heads = nullptr;     // [rows][n_heads * head_dim] attention output
+  float* k = nullptr;         // [rows][n_kv_heads * head_dim]
+  float* v = nullptr;         // [rows][n_kv_heads * head_dim]
+  float* gate = nullptr;      // [rows][d_ff], over q
+  float* up = nullptr;        // [rows][d_ff]
+  float* cos = nullptr;       // [rows][rope_dims / 2]
+  float* sin = nullptr;       // [rows][rope_dims / 2]
+  float* kept_cos = nullptr;  // as cos and sin, for pages that shifts left behind
+  float* kept_sin = nullptr;
   float* logits = nullptr;  // [max_logit_rows][n_vocab]
 };
 
@@ -100,7 +103,10 @@ void Model::Impl::bind_buffers(float* memory) {
   gate = q;
   up = gate + padded(rows * config.d_ff);
   cos = q + std::max(sizes.attention, sizes.ffn);
-  sin = cos + sizes.rope / 2;
+  const int64_t table = padded(rows * config.rope_dims / 2);
+  sin = cos + table;
+  kept_cos = options.shifts ? sin + table : nullptr;
+  kept_sin = options.shifts ? kept_cos + table : nullptr;
   logits = cos + sizes.rope;
 }
 
@@ -128,6 +134,8 @@ void Model::Impl::attention(const LayerWeights& layer, int index, int n_rows) {
   step.norm_eps = config.norm_eps;
   step.cos = cos;
   step.sin = sin;
+  step.kept_cos = kept_cos;
+  step.kept_sin = kept_sin;
   step.rope_dims = config.rope_dims;
   step.rope_interleaved = config.rope_interleaved;
   step.out = heads;
@@ -159,9 +167,13 @@ void Model::Impl::prepare(std::span<const BatchRow> rows) {
     if (i > 0 && rows[i - 1].seq != row.seq) ++run;
     cache->extend(row.seq, 1);
     tokens.push_back(row.token);
-    attend_rows.push_back({row.pos, run, nullptr});
-    rope->tables(row.pos, cos + static_cast<int64_t>(i) * half,
-                 sin + static_cast<int64_t>(i) * half);
+    const int64_t at = static_cast<int64_t>(i) * half;
+    const int n_kept = cache->n_kept(row.seq);
+    attend_rows.push_back({row.pos, run, nullptr, n_kept});
+    // K goes into its page with that page's offset, and so do queries for it (NUMERICS rule 8).
+    const int offset = cache->offset(row.seq, row.pos / kPagePositions);
+    rope->tables(row.pos + offset, cos + at, sin + at);
+    if (n_kept > 0) rope->tables(row.pos, kept_cos + at, kept_sin + at);
   }
   for (size_t i = 0; i < rows.size(); ++i) attend_rows[i].pages = cache->pages(rows[i].seq);
 }
@@ -282,6 +294,10 @@ std::span<const float> Model::logits(int i) const {
 
 int Model::length(int seq) const { return impl_->cache->length(seq); }
 void Model::truncate(int seq, int n_keep) { impl_->cache->truncate(seq, n_keep); }
+void Model::shift(int seq, int n_keep, int n_discard) {
+  CHECK(impl_->options.shifts && n_keep % kPagePositions == 0 && n_discard % kPagePositions == 0);
+  impl_->cache->shift(seq, n_keep / kPagePositions, n_discard / kPagePositions);
+}
 Result<int64_t> Model::save(int seq, std::span<const int32_t> tokens,
                             const std::string& path) const {
   CHECK(impl_->options.saves);
@@ -289,7 +305,7 @@ Result<int64_t> Model::save(int seq, std::span<const int32_t> tokens,
 }
 Result<RestoredSequence> Model::restore(int seq, const std::string& path) {
   CHECK(impl_->options.saves);
-  return restore_sequence(path, impl_->identity, *impl_->cache, seq);
+  return restore_sequence(path, impl_->identity, impl_->options.shifts, *impl_->cache, seq);
 }
 void Model::copy(int from, int to, int n) { impl_->cache->copy(from, to, n); }
 

@@ -35,7 +35,8 @@ struct ModelOptions {
   int max_rows = 64;       // rows of one step at most
   int max_logit_rows = 1;  // rows with logits in one step at most
   ActType act = ActType::i8;
-  bool saves = false;  // sequences will be saved or restored: the file's fingerprint is taken
+  bool shifts = false;  // sequences may be shifted
+  bool saves = false;   // sequences will be saved or restored: the file's fingerprint is taken
   LoadOptions load;
 };
 
@@ -73,6 +74,9 @@ class Model {
   void truncate(int seq, int n_keep);
   // Sequence `to` becomes the first n positions of `from`, sharing pages.
   void copy(int from, int to, int n);
+  // With ModelOptions::shifts: takes pages [n_keep, n_keep + n_discard), whole ones, out of it;
+  // later positions move forward. The same n_keep as in earlier shifts of what it holds.
+  void shift(int seq, int n_keep, int n_discard);
   // Saved sequences (kv_file.h), with ModelOptions::saves. tokens: of all positions, at least one.
   Result<int64_t> save(int seq, std::span<const int32_t> tokens, const std::string& path) const;
   Result<RestoredSequence> restore(int seq, const std::string& path);

@@ -102,6 +102,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     const std::shared_ptr<Generation> self = shared_from_this();
     sampling_ = request_.gen.sampling;
     n_predict_ = request_.gen.n_predict;
+    n_keep_ = request_.gen.n_keep;
+    n_discard_ = request_.gen.n_discard;
     Result<uint64_t> id = engine_.submit(std::move(request_.gen), [self](const GenEvent& event) {
       self->exchange_->post([self, event] { self->handle(event); });
     });
@@ -185,6 +187,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Json settings() const {
     Json out = sampling_json(sampling_);
     out["n_predict"] = n_predict_;
+    out["n_keep"] = n_keep_;
+    out["n_discard"] = n_discard_;
     out["n_ctx"] = engine_.model().report().n_ctx;
     out["stream"] = request_.stream;
     return out;
@@ -325,6 +329,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::string name_;
   SamplingParams sampling_;
   int n_predict_ = -1;
+  int n_keep_ = 0;
+  int n_discard_ = 0;
   std::string text_;
   std::vector<int32_t> tokens_;
   std::vector<TokenProb> probs_;

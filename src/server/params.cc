@@ -85,6 +85,8 @@ void read_limits(Fields& fields, ApiRequest& out) {
   gen.cache_prompt = fields.boolean("cache_prompt", true);
   gen.ignore_eos = fields.boolean("ignore_eos", false);
   gen.id_slot = static_cast<int>(fields.integer("id_slot", -1, -1, kMany));
+  gen.n_keep = static_cast<int>(fields.integer("n_keep", gen.n_keep, -1, kMany));
+  gen.n_discard = static_cast<int>(fields.integer("n_discard", 0, 0, kMany));
   gen.progress = fields.boolean("return_progress", false);
   out.stream = fields.boolean("stream", false);
   out.timings_per_token = fields.boolean("timings_per_token", false);
@@ -184,6 +186,7 @@ Result<ApiRequest> read_request(ApiStyle style, const Json& body, const Tokenize
   out.style = style;
   out.gen.sampling = defaults.sampling;
   out.gen.n_predict = defaults.n_predict;
+  out.gen.n_keep = defaults.n_keep;
   Fields fields(body);
   refuse_unsupported(fields);
   read_sampling(fields, out.gen.sampling);

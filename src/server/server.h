@@ -24,6 +24,7 @@ struct ServerOptions {
   std::string slot_save_path;  // folder of saved slots; empty: slots cannot be changed
   SamplingParams sampling;     // defaults of requests
   int n_predict = -1;
+  int n_keep = 0;
 };
 
 class Server {
