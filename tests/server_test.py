@@ -230,6 +230,29 @@ with tempfile.TemporaryDirectory() as folder:
     server = Server()
     check("without --slot-save-path", server.json("POST", "/slots/0?action=erase")[0] == 501)
     server.stop()
+    server = Server("--slot-save-path", folder, "-c", "768", "--context-shift")
+    s = socket.create_connection(("127.0.0.1", server.port))
+    body = json.dumps({"prompt": "Once upon a time", "n_predict": -1, "ignore_eos": True, "stream": True}).encode()
+    s.sendall(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    s.recv(2000)
+    erase = b"POST /slots/0?action=erase HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(30)]
+    for one in waiting:
+        one.sendall(erase)
+    waiting[-1].settimeout(20)
+    check("changes of a busy slot queue up to a limit", waiting[-1].recv(2000).startswith((b"HTTP/1.1 503", b"HTTP/1.1 429")))
+    for one in waiting:
+        one.close()
+    for _ in range(60):  # in turns, so that more ask than the limit and all leave
+        one = socket.create_connection(("127.0.0.1", server.port))
+        one.sendall(erase)
+        one.close()
+    check("clients that left a busy slot lock nobody out", server.json("GET", "/health")[0] == 200)
+    check("nor did they change it", server.json("GET", "/slots")[1][0]["is_processing"])
+    status, data = server.json("POST", "/slots/0?action=erase", {"filename": "x" * 70000})
+    check("a long body for a slot", status == 400 and "at most 65536" in data["error"]["message"], data)
+    s.close()
+    server.stop()
     check("nothing else was written", sorted(os.listdir(folder)) == ["a b.bin", "damaged.bin"], os.listdir(folder))
     cache = os.path.join(folder, "chat")
     answers = [run(["chat", "-p", "What is the capital of France?", "--temp", "0", "--prompt-cache", cache]) for _ in range(2)]
@@ -237,12 +260,16 @@ with tempfile.TemporaryDirectory() as folder:
           and "read from" not in answers[0][2], answers)
 
 # ---- context shift
-server = Server("-c", "512", "--context-shift", "--keep", "10")
-body = {"prompt": "Once upon a time", "n_predict": 700, "ignore_eos": True, "temperature": 0}
+server = Server("-c", "768", "--context-shift", "--keep", "10")
+body = {"prompt": "Once upon a time", "n_predict": 1000, "ignore_eos": True, "temperature": 0}
 status, reply = server.json("POST", "/completion", body)
-check("an answer beyond the context", status == 200 and reply["tokens_predicted"] == 700 and reply["truncated"] and reply["stop_type"] == "limit"
+check("an answer beyond the context", status == 200 and reply["tokens_predicted"] == 1000 and reply["truncated"] and reply["stop_type"] == "limit"
       and reply["generation_settings"]["n_keep"] == 10, reply)
-check("shifts are logged", any("context shift, by whole pages" in line and "asked for)" in line for line in server.lines))
+deadline = time.time() + 20
+while time.time() < deadline and not any("context shift" in line for line in server.lines):
+    time.sleep(0.05)
+check("shifts are logged", any("context shift, by whole pages" in line and "256 tokens kept (4 asked for)" in line for line in server.lines),
+      [line for line in server.lines if "shift" in line])
 for field, value in (("n_keep", -2), ("n_keep", "x"), ("n_discard", -1)):
     check(f"bad {field}", server.json("POST", "/completion", {**body, field: value})[0] == 400)
 server.stop()

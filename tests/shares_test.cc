@@ -61,6 +61,16 @@ TEST(Shares, StealsFromTheEndOfTheFullestPart) {
   EXPECT_EQ(range.end, 60);
 }
 
+TEST(Shares, LessThanTheLeast) {
+  Shares shares(2);
+  shares.deal(1, 2, 2, 1);
+  Range range;
+  ASSERT_TRUE(shares.take(0, range));
+  EXPECT_EQ(range.begin, 0);
+  EXPECT_EQ(range.end, 1);
+  EXPECT_FALSE(shares.take(1, range));
+}
+
 TEST(Shares, EveryItemOnce) {
   constexpr int kThreads = 4;
   ThreadPool pool(kThreads);

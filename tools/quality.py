@@ -102,6 +102,8 @@ def type_table(model, measured, emulation):
         prism = PRISM.get(kind) if model == "smol" else None
         limit = None if kind == "f16" else limit_of(row, emu and emu["mean_kld"], prism)
         met = "–" if limit is None else "yes" if row["kld"] <= limit else "**no**"
+        if limit is not None and row["n_chunks"] < 40:
+            met += " so far"
         # Not the base's own PPL: the file raises the improbable tokens.
         ratio = f"{row['ppl'] / plain['ppl']:.4f}" if plain and plain["n_chunks"] == row["n_chunks"] else "–"
         emulated = "–" if emu is None else f"{number(emu['mean_kld'])} ± {number(emu['stderr'])}"

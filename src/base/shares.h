@@ -22,12 +22,13 @@ class Shares {
       : parts_(std::make_unique<Part[]>(static_cast<size_t>(n_threads))), n_threads_(n_threads) {}
 
   // Before the team starts. A take() yields half of what its part has left, but at most `most` and,
-  // where the part has them, at least `least` items (both at least 1): no smaller rest is left.
+  // where the part has them, at least `least` items (both at least 1; `least` wins): no smaller
+  // rest is left.
   void deal(int64_t n, int team, int64_t least, int64_t most) {
     CHECK(team >= 1 && team <= n_threads_ && n >= 0 && n <= UINT32_MAX);
     team_ = team;
     least_ = least;
-    most_ = most;
+    most_ = std::max(least, most);
     for (int t = 0; t < team; ++t) {
       parts_[static_cast<size_t>(t)].range.store(packed(n * t / team, n * (t + 1) / team),
                                                  std::memory_order_relaxed);

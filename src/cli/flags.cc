@@ -284,7 +284,8 @@ void add_sampling_flags(std::vector<Flag>& rows) {
   t.add({"-n", "--predict", "--n-predict"}, "LLAMA_ARG_N_PREDICT", "N",
         integer(FIELD(n_predict), -1, kMost), "tokens to generate at most (-1: no limit)");
   t.add({"--keep"}, "LLAMA_ARG_KEEP", "N", integer(FIELD(n_keep), -1, kMost),
-        "prompt tokens that context shifts leave, in whole pages of 256 (0; -1: all)");
+        "prompt tokens that context shifts leave, in whole pages of 256, "
+        "at most all pages of the context but two (0; -1: all)");
   t.add({"--temp", "--temperature"}, "LLAMA_ARG_TEMP", "X",
         number(FIELD(sampling.temperature), -1, 1e6, "a number from -1 to 1000000"),
         "temperature (0.8; 0: greedy)");

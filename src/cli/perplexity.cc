@@ -210,6 +210,7 @@ Status run(CliOptions& options, Scores& scores) {
   options.engine.n_slots = 1;
   if (Status status = choose_logit_rows(options.engine); !status) return status;
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
+  install_interrupts();
   if (!loaded) return loaded.error();
   scores.report = (*loaded)->report();
   if (input->plan.n_ctx > scores.report.n_ctx_train) {
@@ -257,7 +258,7 @@ Status count_chunks(ScorePlan& plan, int64_t n_tokens, int most) {
 
 int run_perplexity(const CliOptions& given) {
   CliOptions options = given;
-  install_interrupts();
+  exit_on_signals(130);
   Scores scores;
   if (Status status = run(options, scores); !status) {
     if (status.error().kind == ErrorKind::cancelled) return 130;

@@ -86,8 +86,10 @@ struct Engine::Impl {
     int slot;
     std::string path;
     SlotSink sink;
+    GivenUp given_up;
   };
   void run_slot_jobs();
+  void end_slot_job(const SlotJob& job, const Result<SlotDone>& result);
   Result<SlotDone> do_slot_job(const SlotJob& job);
 
   struct Mail {
@@ -112,6 +114,7 @@ struct Engine::Impl {
   std::deque<SlotJob> slot_mail;     // guarded by mutex
   std::vector<SlotInfo> slot_infos;  // guarded by mutex
   EngineMetrics totals;              // guarded by mutex
+  int n_slot_jobs = 0;               // guarded by mutex: accepted and not yet ended
   int n_waiting = 0;                 // guarded by mutex: accepted and not yet ended
   bool stopping = false;             // guarded by mutex
   int max_waiting = 0;
@@ -410,6 +413,11 @@ Result<SlotDone> Engine::Impl::do_slot_job(const SlotJob& job) {
 // Before a waiting request takes the slot; jobs of one slot keep their order.
 void Engine::Impl::run_slot_jobs() {
   for (auto job = slot_jobs.begin(); job != slot_jobs.end();) {
+    if (job->given_up != nullptr && job->given_up->load()) {
+      end_slot_job(*job, Error{ErrorKind::cancelled, "the client left"});
+      job = slot_jobs.erase(job);
+      continue;
+    }
     const Scheduler::Slot& slot = scheduler.slots()[static_cast<size_t>(job->slot)];
     if (slot.phase != Scheduler::Slot::Phase::idle) {
       ++job;
@@ -417,9 +425,17 @@ void Engine::Impl::run_slot_jobs() {
     }
     const Result<SlotDone> done = do_slot_job(*job);
     publish();
-    job->sink(done);
+    end_slot_job(*job, done);
     job = slot_jobs.erase(job);
   }
+}
+
+void Engine::Impl::end_slot_job(const SlotJob& job, const Result<SlotDone>& result) {
+  {
+    const std::lock_guard lock(mutex);
+    --n_slot_jobs;
+  }
+  job.sink(result);
 }
 
 void Engine::Impl::publish() {
@@ -464,7 +480,8 @@ void Engine::Impl::loop() {
   }
   take_mail();  // what came after the last look, so that every request gets its last event
   while (!running.empty()) end(running.begin()->first, StopReason::cancelled);
-  for (const SlotJob& job : slot_jobs) job.sink(Error{ErrorKind::cancelled, "the engine ends"});
+  for (const SlotJob& job : slot_jobs)
+    end_slot_job(job, Error{ErrorKind::cancelled, "the engine ends"});
 }
 
 Engine::Engine() = default;
@@ -536,7 +553,8 @@ void Engine::cancel(uint64_t id) {
   impl_->wake.notify_all();
 }
 
-Status Engine::change_slot(SlotAction action, int slot, std::string path, SlotSink sink) {
+Status Engine::change_slot(SlotAction action, int slot, std::string path, SlotSink sink,
+                           GivenUp given_up) {
   const int n_slots = model_->report().n_slots;
   if (slot < 0 || slot >= n_slots) {
     return refused("slot is " + std::to_string(slot) + ", expected 0 to " +
@@ -546,7 +564,13 @@ Status Engine::change_slot(SlotAction action, int slot, std::string path, SlotSi
     return refused("the engine was started without saving slots");
   {
     const std::lock_guard lock(impl_->mutex);
-    impl_->slot_mail.push_back({action, slot, std::move(path), std::move(sink)});
+    if (impl_->n_slot_jobs >= 2 * n_slots + 16) {
+      return Error{ErrorKind::busy, std::to_string(impl_->n_slot_jobs) +
+                                        " changes of slots are waiting already; try again later"};
+    }
+    ++impl_->n_slot_jobs;
+    impl_->slot_mail.push_back(
+        {action, slot, std::move(path), std::move(sink), std::move(given_up)});
   }
   impl_->wake.notify_all();
   return Ok{};

@@ -3,6 +3,7 @@
 // commands. Never prints, never exits.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -95,6 +96,8 @@ struct SlotDone {
 };
 
 using SlotSink = std::function<void(const Result<SlotDone>&)>;
+// Set by whoever asked once nobody waits for the answer; may be null.
+using GivenUp = std::shared_ptr<const std::atomic<bool>>;
 
 class Engine {
  public:
@@ -115,7 +118,8 @@ class Engine {
 
   // Saves a slot to a file, restores it from one, or erases it. Errors at once: refused (no such
   // slot; saving without EngineOptions::saves). The sink runs once, on the engine thread.
-  Status change_slot(SlotAction action, int slot, std::string path, SlotSink sink);
+  Status change_slot(SlotAction action, int slot, std::string path, SlotSink sink,
+                     GivenUp given_up = nullptr);
 
   std::vector<SlotInfo> slots() const;
   EngineMetrics metrics() const;

@@ -1,5 +1,6 @@
 #include "server/http.h"
 
+#include <atomic>
 #include <boost/asio.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
@@ -64,7 +65,8 @@ struct HttpListener::Impl {
   tcp::acceptor acceptor;
   asio::posix::stream_descriptor stop_event;
   asio::steady_timer retry;
-  int n_connections = 0;
+  // Whoever lets go of a connection last ends it, the engine thread perhaps.
+  std::atomic<int> n_connections{0};
 };
 
 // One TCP connection: reads a request, hands it over as an Exchange, writes, reads the next.
@@ -395,6 +397,7 @@ int HttpListener::port() const {
 void HttpListener::run(int stop_fd, std::function<void()> on_stop) {
   error_code ignored;
   impl_->stop_event.assign(stop_fd, ignored);
+  if (ignored) return on_stop();
   impl_->stop_event.async_wait(asio::posix::stream_descriptor::wait_read,
                                [this, on_stop = std::move(on_stop)](error_code error) {
                                  if (error) return;

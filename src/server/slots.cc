@@ -1,6 +1,7 @@
 #include "server/slots.h"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <optional>
 #include <string_view>
@@ -14,6 +15,7 @@ namespace bantam {
 namespace {
 
 constexpr std::string_view kPrefix = "/slots/";
+constexpr size_t kMaxSlotBody = 64 << 10;
 constexpr size_t kMaxName = 200;  // leaves room for what a writer appends while it writes
 
 Result<int> slot_of(std::string_view path) {
@@ -97,13 +99,22 @@ void change_slot(Engine& engine, const std::string& folder, const HttpRequest& r
     if (!file) return exchange->reply(error_reply(file.error()));
     name = std::move(*file);
   }
+  // A connection holds its request until the answer is sent.
+  if (request.body.size() > kMaxSlotBody) {
+    return exchange->reply(error_reply(refused(
+        "the body has " + std::to_string(request.body.size()) + " bytes, expected at most " +
+        std::to_string(kMaxSlotBody) + " with a \"filename\"")));
+  }
+  const auto given_up = std::make_shared<std::atomic<bool>>(false);
+  exchange->on_close([given_up] { given_up->store(true); });
   const auto sink = [exchange, name, row = *action](const Result<SlotDone>& done) {
     exchange->post([exchange, name, row, done] {
       if (!exchange->open()) return;
       exchange->reply(done ? json_reply(answer(*row, *done, name)) : error_reply(done.error()));
     });
   };
-  const Status status = engine.change_slot((*action)->action, *slot, folder + "/" + name, sink);
+  const Status status =
+      engine.change_slot((*action)->action, *slot, folder + "/" + name, sink, given_up);
   if (!status) exchange->reply(error_reply(status.error()));
 }
 
