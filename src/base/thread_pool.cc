@@ -31,20 +31,12 @@ void futex_wake(Futex& word, int n) {
   ::syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, n, nullptr, nullptr, 0);
 }
 
-void pause_briefly() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // True when ready() came true within that many rounds. No clock is read: rounds are calibrated.
 template <class Ready>
 bool spin(int64_t rounds, const Ready& ready) {
   for (int64_t i = 0; i < rounds; ++i) {
     if (ready()) return true;
-    pause_briefly();
+    ThreadPool::pause();
   }
   return ready();
 }
@@ -196,7 +188,7 @@ void ThreadPool::work(int thread) {
     const auto changed = [&] { return word_.load(std::memory_order_seq_cst) != seen; };
     while (!changed() && left > 0) {
       --left;
-      pause_briefly();
+      ThreadPool::pause();
     }
     if (left == 0) park(parked, changed);
     seen = word_.load(std::memory_order_acquire);

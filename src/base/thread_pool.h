@@ -58,6 +58,15 @@ class ThreadPool {
     return {n * thread / n_threads, n * (thread + 1) / n_threads};
   }
 
+  // One turn of a loop that waits for another thread: leaves the core to its other half.
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
   static constexpr int64_t kSpinNs = 50'000;
   static constexpr int64_t kLineBytes = 128;  // adjacent lines are fetched in pairs on x86
 

@@ -264,8 +264,13 @@ void CpuBackend::attend_pages(const AttendStep& step, ThreadScratch& scratch) {
     if (page >= pages_of(step, block)) continue;
     attend_page(step, block, scratch, page);
     std::atomic<int32_t>& added = added_[static_cast<size_t>(item % n_blocks)];
-    for (int spins = 0; added.load(std::memory_order_acquire) != page; ++spins) {
-      if (spins > kMostSpins) std::this_thread::yield();
+    for (int spins = 0; added.load(std::memory_order_acquire) != page;) {
+      if (spins == kMostSpins) {
+        std::this_thread::yield();
+      } else {
+        ++spins;
+        ThreadPool::pause();
+      }
     }
     add_page(step, block, scratch, page);
     added.store(page + 1, std::memory_order_release);
