@@ -293,9 +293,12 @@ std::vector<float> attend_with(int n_threads, KvType type, AttentionShape shape,
 TEST(Attend, TheBackendsThreadsDoNotChangeABit) {
   std::mt19937 random(seed() + 6);
   std::normal_distribution<float> normal;
-  int executed = 0;
+  int executed = 0, n_seen = 0;
   for (const KvType type : {KvType::q8_0, KvType::f16, KvType::q5_1, KvType::q4_0}) {
     for (const AttentionShape shape : {AttentionShape{2, 1, 64}, AttentionShape{9, 3, 64}, AttentionShape{4, 2, 96}}) {
+      // Under an emulator one shape for each type: all of them take it 80 s.
+      const int turn = n_seen++;
+      if (sampled() && turn % 3 != turn / 3 % 3) continue;
       Heads heads;
       const auto fill = [&](std::vector<float>& x, int n) {
         x.resize(static_cast<size_t>(n));
@@ -317,7 +320,7 @@ TEST(Attend, TheBackendsThreadsDoNotChangeABit) {
       for (const float x : one) ASSERT_TRUE(std::isfinite(x));
     }
   }
-  EXPECT_EQ(executed, 4 * 3 * 3);
+  EXPECT_EQ(executed, sampled() ? 4 * 3 : 4 * 3 * 3);
 }
 
 TEST(Store, EveryIsaStoresTheSameBytesEverywhere) {
