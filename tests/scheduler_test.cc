@@ -208,6 +208,7 @@ TEST(Scheduler, SharesTheLongestPrefixOfAnySlot) {
   EXPECT_EQ(scheduler.slots()[1].n_reused, 64);
   EXPECT_EQ(scheduler.plan(64).changes.size(), 1u);  // planning again changes nothing
   scheduler.ran(scheduler.plan(64));
+  for (const int slot : {0, 1}) scheduler.sampled(slot, 7, StopReason::none);
   EXPECT_TRUE(scheduler.plan(64).changes.empty());
   EXPECT_TRUE(scheduler.cancel(1));
   EXPECT_TRUE(scheduler.cancel(2));

@@ -186,12 +186,12 @@ BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
   BANTAM_BOTH(a.v[i] = _mm256_cmpeq_epi32(a.v[i], b.v[i]));
   return f_from_bits(a);
 }
-// The first of 32 lanes that is set; one is.
+// The first of 32 lanes that is set; 31 if none is (rows with NaN).
 BANTAM_INLINE int m_first_of(Mask low, Mask high) {
   const int bits = _mm256_movemask_ps(low.v[0]) | _mm256_movemask_ps(low.v[1]) << 8 |
                    _mm256_movemask_ps(high.v[0]) << 16;
   const unsigned top = static_cast<unsigned>(_mm256_movemask_ps(high.v[1])) << 24;
-  return __builtin_ctz(static_cast<unsigned>(bits) | top);
+  return __builtin_ctz(static_cast<unsigned>(bits) | top | 0x80000000u);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}};

@@ -112,9 +112,9 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
 
 BANTAM_INLINE Mask m_equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) { return _mm512_cmpeq_epi32_mask(a, b); }
-// The first of 32 lanes that is set; one is.
+// The first of 32 lanes that is set; 31 if none is (rows with NaN).
 BANTAM_INLINE int m_first_of(Mask low, Mask high) {
-  return __builtin_ctz(uint32_t{low} | uint32_t{high} << 16);
+  return __builtin_ctz(uint32_t{low} | uint32_t{high} << 16 | 0x80000000u);
 }
 
 // ---- int32

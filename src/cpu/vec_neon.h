@@ -224,7 +224,7 @@ BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) {
   BANTAM_FOUR(out.v[i] = vceqq_s32(a.v[i], b.v[i]));
   return out;
 }
-// The first of 32 lanes that is set; one is.
+// The first of 32 lanes that is set; 31 if none is (rows with NaN).
 BANTAM_INLINE int m_first_of(Mask low, Mask high) {
   const uint32_t picks[4] = {1, 2, 4, 8};
   const uint32x4_t pick = vld1q_u32(picks);
@@ -233,7 +233,7 @@ BANTAM_INLINE int m_first_of(Mask low, Mask high) {
     bits |= vaddvq_u32(vandq_u32(low.v[i], pick)) << (4 * i);
     bits |= vaddvq_u32(vandq_u32(high.v[i], pick)) << (4 * i + 16);
   }
-  return __builtin_ctz(bits);
+  return __builtin_ctz(bits | 0x80000000u);
 }
 BANTAM_INLINE Floats f_from_ints(Ints a) {
   Floats out;
