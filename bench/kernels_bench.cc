@@ -141,8 +141,9 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
   a.q = buffer<int8_t>(n);
   if (wide) a.low = buffer<int8_t>(n);
   const int planes = wide ? 3 : 2;
-  const int64_t row_tables = table_bytes(kCols, planes);
-  if (reads == Reads::tables) a.tables = buffer<std::byte>(n_rows * row_tables);
+  const bool alone = reads == Reads::tables && n_rows == 1;
+  const bool plain = reads == Reads::tables && n_rows > 1;
+  if (alone) a.tables = buffer<std::byte>(table_bytes(kCols, planes));
   Buffer<int8_t> codes = buffer<int8_t>(kCols), low = buffer<int8_t>(kCols);
   for (int t = 0; t < n_rows; ++t) {
     const float* x = a.x.get() + int64_t{t} * kCols;
@@ -154,18 +155,18 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
       b.kernels.quantize(x, kCols, block, codes.get(), d, sums,
                          a.sums16.get() + int64_t{t} * (kCols / 16));
     }
-    if (reads == Reads::tables) {
-      b.kernels.build_tables(codes.get(), wide ? low.get() : nullptr, kCols,
-                             a.tables.get() + t * row_tables);
+    if (alone) {
+      b.kernels.build_tables(codes.get(), wide ? low.get() : nullptr, kCols, a.tables.get());
     }
     for (int c = 0; c < kCols; ++c) {
-      const auto to = static_cast<size_t>(act_offset(n_rows, kCols, t, c));
+      const auto to =
+          static_cast<size_t>(plain ? int64_t{t} * kCols + c : act_offset(n_rows, kCols, t, c));
       a.q[to] = codes[size_t(c)];
       if (wide) a.low[to] = low[size_t(c)];
     }
   }
-  a.rows = {n_rows,       kCols,          block,       a.q.get(),      a.d.get(),
-            a.sums.get(), a.sums16.get(), a.low.get(), a.tables.get(), planes};
+  a.rows = {n_rows,         kCols,       block,          a.q.get(), a.d.get(), a.sums.get(),
+            a.sums16.get(), a.low.get(), a.tables.get(), planes,    plain};
   return a;
 }
 

@@ -284,24 +284,35 @@ void check_oracle(const Case& c, const Matrix& m, const Activations& a, const Ou
   }
 }
 
-// The tables of every activation row, exactly as large as they must be.
-Aligned<std::byte> make_tables(const Kernels& kernels, const Activations& a) {
-  const ActRows& rows = a.rows;
-  const int planes = rows.low == nullptr ? 2 : 3;
-  const int64_t bytes = table_bytes(rows.n_cols, planes);
-  Aligned<std::byte> tables(rows.n_rows * bytes);
-  std::vector<int8_t> high(static_cast<size_t>(rows.n_cols)), low(high);
-  for (int t = 0; t < rows.n_rows; ++t) {
-    for (int c = 0; c < rows.n_cols; ++c) {
-      const int64_t at = act_offset(rows.n_rows, rows.n_cols, t, c);
-      high[static_cast<size_t>(c)] = rows.q[at];
-      if (planes == 3) low[static_cast<size_t>(c)] = rows.low[at];
+// Makes `rows` what kernels look sums up from: the tables of one row, several rows in plain order.
+struct LookUps {
+  Aligned<std::byte> tables;
+  Aligned<int8_t> q, low;
+
+  LookUps(const Kernels& kernels, const Activations& a, ActRows& rows)
+      : tables(a.rows.n_rows == 1 ? table_bytes(a.rows.n_cols, a.rows.low == nullptr ? 2 : 3) : 0),
+        q(int64_t{a.rows.n_rows} * a.rows.n_cols),
+        low(a.rows.low == nullptr ? 0 : q.size()) {
+    rows = a.rows;
+    for (int t = 0; t < rows.n_rows; ++t) {
+      for (int c = 0; c < rows.n_cols; ++c) {
+        const int64_t from = act_offset(rows.n_rows, rows.n_cols, t, c);
+        const int64_t to = int64_t{t} * rows.n_cols + c;
+        q[to] = a.rows.q[from];
+        if (a.rows.low != nullptr) low[to] = a.rows.low[from];
+      }
     }
-    kernels.build_tables(high.data(), planes == 3 ? low.data() : nullptr, rows.n_cols,
-                         tables.get() + t * bytes);
+    rows.sums = nullptr;
+    rows.q = q.get();
+    rows.low = a.rows.low == nullptr ? nullptr : low.get();
+    rows.plain = rows.n_rows > 1;
+    if (rows.plain) return;
+    rows.planes = rows.low == nullptr ? 2 : 3;
+    kernels.build_tables(rows.q, rows.low, rows.n_cols, tables.get());
+    rows.tables = tables.get();
+    rows.q = rows.low = nullptr;
   }
-  return tables;
-}
+};
 
 void check_same(const Output& a, const Output& b) {
   for (int t = 0; t < a.n_rows; ++t) {
@@ -347,14 +358,15 @@ void run_case(const Case& c, unsigned seed) {
     if (kernels_of(*isa).weight[static_cast<int>(c.type)].table_rows == 0 || c.act_block == 0) {
       continue;
     }
-    const Aligned<std::byte> tables = make_tables(kernels_of(*isa), a);
     Output looked_up(c.rows, c.n_rows);
     if (c.add) std::memcpy(looked_up.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
     args = arguments(c, m, a, looked_up, scratch);
-    args.a.tables = tables.get();
-    args.a.planes = c.wide ? 3 : 2;
-    args.a.q = args.a.low = nullptr;
-    args.a.sums = nullptr;
+    const LookUps look_ups(kernels_of(*isa), a, args.a);
+    args.group_begin = split;
+    call(kernels_of(*isa), c, args);
+    if (!c.add) ASSERT_TRUE(looked_up.untouched_outside(split * kGroupRows, c.rows));
+    args.group_begin = 0;
+    args.group_end = split;
     call(kernels_of(*isa), c, args);
     ASSERT_TRUE(looked_up.untouched_outside(0, c.rows));
     check_same(reference, looked_up);
@@ -434,6 +446,31 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
               supported_isas().size(), supported_names().c_str());
 }
 
+// Rows whose values are all `high` and `low`, against weights that are all + or all -.
+void check_extremes(const Kernels& kernels, int n_rows, int high, int low) {
+  Random random(1);
+  Matrix m = make_matrix(WeightType::q1_0, 16, 128, random);
+  for (const uint8_t bits : {0x00, 0xff, 0x5a}) {
+    for (const int block : {128, 32}) {
+      std::memset(m.packed.get(), bits, 256);
+      Activations a = make_activations(n_rows, 128, block, true, random);
+      for (int c = 0; c < 128 * n_rows; ++c) {
+        a.q[c] = static_cast<int8_t>(high);
+        a.low[c] = static_cast<int8_t>(low);
+      }
+      for (int i = 0; i < 128 / block * n_rows; ++i) a.sums[i] = block * (256 * high + low);
+      Aligned<float> scratch(128);
+      const Case c{WeightType::q1_0, 16, 128, n_rows, block, true, false};
+      Output expected(16, n_rows), out(16, n_rows);
+      call(scalar(), c, arguments(c, m, a, expected, scratch));
+      MatmulArgs args = arguments(c, m, a, out, scratch);
+      const LookUps look_ups(kernels, a, args.a);
+      call(kernels, c, args);
+      check_same(expected, out);
+    }
+  }
+}
+
 // More groups and columns than the tables of one pass cover, and the largest sums there are.
 TEST(Weights, TablesOfManyGroupsAndExtremes) {
   for (const bool wide : {false, true}) {
@@ -455,27 +492,7 @@ TEST(Weights, TablesOfManyGroupsAndExtremes) {
     if (kernels.weight[static_cast<int>(WeightType::q1_0)].table_rows == 0) continue;
     for (const int high : {-127, 127, 0}) {
       for (const int low : {-128, 127}) {
-        Random random(1);
-        Matrix m = make_matrix(WeightType::q1_0, 16, 128, random);
-        for (const uint8_t bits : {0x00, 0xff, 0x5a}) {
-          std::memset(m.packed.get(), bits, 256);
-          Activations a = make_activations(1, 128, 128, true, random);
-          for (int c = 0; c < 128; ++c) {
-            a.q[c] = static_cast<int8_t>(high);
-            a.low[c] = static_cast<int8_t>(low);
-          }
-          a.sums[0] = 128 * (256 * high + low);
-          Aligned<float> scratch(128);
-          const Case c{WeightType::q1_0, 16, 128, 1, 128, true, false};
-          Output expected(16, 1), out(16, 1);
-          call(scalar(), c, arguments(c, m, a, expected, scratch));
-          const Aligned<std::byte> tables = make_tables(kernels, a);
-          MatmulArgs args = arguments(c, m, a, out, scratch);
-          args.a.tables = tables.get();
-          args.a.planes = 3;
-          call(kernels, c, args);
-          check_same(expected, out);
-        }
+        for (const int n_rows : {1, 9}) check_extremes(kernels, n_rows, high, low);
       }
     }
   }

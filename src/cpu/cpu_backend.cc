@@ -19,10 +19,10 @@ int query_rows(const ComputeShape& shape) {
   return std::max(CpuBackend::kBlockQueries, shape.n_heads / std::max(1, shape.n_kv_heads));
 }
 
-int64_t input_bytes(const ComputeShape& s, int64_t tables) {
+int64_t input_bytes(const ComputeShape& s) {
   const int64_t values = int64_t{s.max_rows} * s.max_cols;
   return aligned(values) * (s.wide ? 2 : 1) + 2 * aligned(values / 32 * 4 + 64) +
-         aligned(values / 16 * 2 + 64) + aligned(tables);
+         aligned(values / 16 * 2 + 64);
 }
 
 int64_t query_bytes(const ComputeShape& s) {
@@ -30,8 +30,6 @@ int64_t query_bytes(const ComputeShape& s) {
   const int64_t values = heads * s.head_dim;
   return aligned(values) + 3 * aligned(heads * 4) + aligned(values / 16 * 2) + aligned(values * 4);
 }
-
-int64_t row_table_bytes(const ComputeShape& s) { return table_bytes(s.max_cols, s.wide ? 3 : 2); }
 
 int64_t thread_bytes(const ComputeShape& s, int64_t tables) {
   const int64_t rows = query_rows(s);
@@ -90,18 +88,11 @@ int CpuBackend::most_table_rows() const {
 
 // Of one row alone, for each thread.
 int64_t CpuBackend::own_table_bytes(const ComputeShape& shape) const {
-  return most_table_rows() > 0 ? row_table_bytes(shape) : 0;
-}
-
-// Of several rows at a time.
-int64_t CpuBackend::shared_table_bytes(const ComputeShape& shape) const {
-  if (most_table_rows() < 2 || shape.max_rows < 2) return 0;
-  const int64_t row = row_table_bytes(shape);
-  return std::clamp<int64_t>(kTableBudget, 4 * row, row * std::max(4, shape.max_rows));
+  return most_table_rows() > 0 ? table_bytes(shape.max_cols, shape.wide ? 3 : 2) : 0;
 }
 
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
-  return input_bytes(shape, shared_table_bytes(shape)) + query_bytes(shape) +
+  return input_bytes(shape) + query_bytes(shape) +
          thread_bytes(shape, own_table_bytes(shape)) * pool_.size();
 }
 
@@ -117,8 +108,6 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   inputs_.d = carver.take<float>(values / 32 + 16);
   inputs_.sums = carver.take<int32_t>(values / 32 + 16);
   inputs_.sums16 = carver.take<int16_t>(values / 16 + 32);
-  inputs_.table_bytes = shared_table_bytes(shape);
-  inputs_.tables = carver.take<std::byte>(inputs_.table_bytes);
   const int64_t heads = int64_t{shape.max_rows} * shape.n_heads * (shape.shifts ? 2 : 1);
   queries_.q = carver.take<int8_t>(heads * shape.head_dim);
   queries_.scale = carver.take<float>(heads);

@@ -22,9 +22,6 @@ class CpuBackend final : public Backend {
   // Queries of one attention block: a K tile is unpacked once for all of them (64 KiB of scores
   // stay in L2).
   static constexpr int kBlockQueries = 64;
-  // Tables of rows that pass over the weights together: enough to read those rarely, little enough
-  // for the 24 MiB promise.
-  static constexpr int64_t kTableBudget = 1 << 20;
   // Rows of scores and sums are a line further apart than they are long: at powers of two they
   // would share few sets of the first-level cache.
   static constexpr int64_t kScoreStride = kPagePositions + 16;
@@ -72,8 +69,6 @@ class CpuBackend final : public Backend {
     float* d;
     int32_t* sums;
     int16_t* sums16;
-    std::byte* tables;    // of as many rows as fit
-    int64_t table_bytes;  // 0 when this instruction set multiplies several rows instead
   };
   // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim]; then, with shifts, the
   // same queries for the pages that shifts left behind.
@@ -102,11 +97,11 @@ class CpuBackend final : public Backend {
   // What products that share a pass want of their input.
   struct Rounding {
     int n, block, planes;
-    bool wide, tables, sums16;
+    bool wide, look_up, sums16;
   };
-  // What the kernels of one pass read: rows [row0, row0 + n_rows) of a matmul's input.
+  // What the kernels of one product read.
   struct Operand {
-    int row0, n_rows;
+    int n_rows;
     const float* x;
     ActRows a;
   };
@@ -129,14 +124,13 @@ class CpuBackend final : public Backend {
   }
   int most_table_rows() const;
   int64_t own_table_bytes(const ComputeShape& shape) const;
-  int64_t shared_table_bytes(const ComputeShape& shape) const;
   Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows) const;
-  void round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,
+  void round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
                  int32_t* sums, int16_t* sums16);
   Operand prepare_alone(const MatmulIn& in, const Rounding& to, ThreadScratch& scratch);
   void prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass, bool first, int row,
                    ThreadScratch& scratch);
-  Operand prepare_rows(const MatmulIn& in, const Rounding& to, bool first, int row0);
+  Operand prepare_rows(const MatmulIn& in, const Rounding& to, bool first);
   void matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end, int thread);
   void matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated, int64_t begin,
                     int64_t left, int thread);

@@ -16,6 +16,9 @@ namespace {
 constexpr int64_t kMostGroups = 32;
 constexpr int64_t kMostBytes = 384 << 10;
 constexpr int64_t kLeastGroups = 4;
+// Where sums are looked up every thread builds the tables of its groups: many share that work.
+constexpr int64_t kMostLookedUp = 128;
+constexpr int64_t kLeastLookedUp = 128;
 constexpr int64_t kLeastAlone = 2;
 
 }  // namespace
@@ -25,20 +28,20 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
   Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, out.act_block != 0, false};
   for (const MatmulOut& each : outs) {
     const int most = kernels_.weight[static_cast<int>(each.w->type)].table_rows;
-    r.tables = r.tables && n_rows <= most && (n_rows == 1 || inputs_.table_bytes > 0);
+    r.look_up = r.look_up && n_rows <= most;
     // Only Q6_K has scales for 16 columns.
     r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
   }
   return r;
 }
 
-// x rounded into the thread's codes, in plain order.
-void CpuBackend::round_row(const Rounding& to, const float* x, ThreadScratch& scratch, float* d,
+// x rounded, in plain order.
+void CpuBackend::round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
                            int32_t* sums, int16_t* sums16) {
   if (to.wide) {
-    kernels_.quantize16(x, to.n, to.block, scratch.codes, scratch.codes + shape_.max_cols, d, sums);
+    kernels_.quantize16(x, to.n, to.block, q, low, d, sums);
   } else {
-    kernels_.quantize(x, to.n, to.block, scratch.codes, d, sums, to.sums16 ? sums16 : nullptr);
+    kernels_.quantize(x, to.n, to.block, q, d, sums, to.sums16 ? sums16 : nullptr);
   }
 }
 
@@ -47,16 +50,16 @@ void CpuBackend::round_row(const Rounding& to, const float* x, ThreadScratch& sc
 CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding& to,
                                               ThreadScratch& scratch) {
   const int n = to.n;
-  Operand operand{0, 1, in.x, {}};
+  Operand operand{1, in.x, {}};
   if (in.norm != nullptr) {
     kernels_.rms_norm(in.x, in.norm, n, in.norm_eps, scratch.normed);
     operand.x = scratch.normed;
   }
   if (to.block == 0) return operand;
-  round_row(to, operand.x, scratch, scratch.d, scratch.sums, scratch.sums16);
-  const int8_t* low = to.wide ? scratch.codes + shape_.max_cols : nullptr;
+  int8_t* low = to.wide ? scratch.codes + shape_.max_cols : nullptr;
+  round_row(to, operand.x, scratch.codes, low, scratch.d, scratch.sums, scratch.sums16);
   operand.a = {1, n, to.block, scratch.codes, scratch.d, scratch.sums, scratch.sums16, low};
-  if (to.tables) {
+  if (to.look_up) {
     kernels_.build_tables(scratch.codes, low, n, scratch.tables);
     operand.a.tables = scratch.tables;
     operand.a.planes = to.planes;
@@ -64,26 +67,23 @@ CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding
   return operand;
 }
 
-// Row `row` of the pass: normed (once), rounded, then its tables built or its quads spread.
+// Row `row`: normed (once), rounded, then its quads spread unless sums are looked up.
 void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass,
                              bool first, int row, ThreadScratch& scratch) {
   const int n = to.n, block = to.block;
-  const int64_t source = int64_t{pass.row0} + row;
-  const float* x = in.x + source * n;
+  const float* x = in.x + int64_t{row} * n;
   if (in.norm != nullptr) {
-    float* y = in.normed + source * n;
+    float* y = in.normed + int64_t{row} * n;
     if (first) kernels_.rms_norm(x, in.norm, n, in.norm_eps, y);
     x = y;
   }
   if (block == 0) return;
-  round_row(to, x, scratch, inputs_.d + int64_t{row} * (n / block),
+  int8_t* codes = to.look_up ? inputs_.q + int64_t{row} * n : scratch.codes;
+  int8_t* low = nullptr;
+  if (to.wide) low = to.look_up ? inputs_.low + int64_t{row} * n : codes + shape_.max_cols;
+  round_row(to, x, codes, low, inputs_.d + int64_t{row} * (n / block),
             inputs_.sums + int64_t{row} * (n / block), inputs_.sums16 + int64_t{row} * (n / 16));
-  const int8_t* codes = scratch.codes;
-  const int8_t* low = to.wide ? codes + shape_.max_cols : nullptr;
-  if (to.tables) {
-    std::byte* tables = inputs_.tables + row * table_bytes(n, to.planes);
-    return kernels_.build_tables(codes, low, n, tables);
-  }
+  if (to.look_up) return;
   const int step = 4 * panel_width(pass.n_rows, row);
   int64_t place = act_offset(pass.n_rows, n, row, 0);
   for (int c = 0; c < n; c += 4, place += step) {
@@ -92,28 +92,14 @@ void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Opera
   }
 }
 
-// Rows from row0 on, as many as one pass takes.
-CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding& to, bool first,
-                                             int row0) {
-  int n_rows = in.n_rows - row0;
-  if (to.tables) {
-    const int64_t fit = inputs_.table_bytes / table_bytes(to.n, to.planes);
-    n_rows = static_cast<int>(std::min<int64_t>(n_rows, fit / 4 * 4));
-  }
-  const float* x = (in.norm != nullptr ? in.normed : in.x) + int64_t{row0} * to.n;
-  Operand pass{row0, n_rows, x, {}};
+CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding& to, bool first) {
+  const int n_rows = in.n_rows;
+  Operand pass{n_rows, in.norm != nullptr ? in.normed : in.x, {}};
   if (to.block == 0 && (in.norm == nullptr || !first)) return pass;
   if (to.block != 0) {
-    pass.a = {n_rows,
-              to.n,
-              to.block,
-              inputs_.q,
-              inputs_.d,
-              inputs_.sums,
-              inputs_.sums16,
-              to.wide ? inputs_.low : nullptr,
-              to.tables ? inputs_.tables : nullptr,
-              to.planes};
+    pass.a = {n_rows,    to.n,         to.block,       inputs_.q,
+              inputs_.d, inputs_.sums, inputs_.sums16, to.wide ? inputs_.low : nullptr};
+    pass.a.plain = to.look_up;
   }
   pool_.run(
       [&](int thread, int team) {
@@ -137,7 +123,7 @@ void CpuBackend::matmul_groups(const MatmulOut& out, const Operand& in, int begi
   args.a = in.a;
   args.x = in.x;
   args.n_rows = in.n_rows;
-  args.y = out.y + in.row0 * out.ldy;
+  args.y = out.y;
   args.ldy = out.ldy;
   args.add = out.add;
   args.scratch = scratch_[static_cast<size_t>(thread)].row;
@@ -153,7 +139,7 @@ void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const Operand& in
     for (const MatmulOut& out : outs) matmul_groups(out, in, first, last, thread);
     const int row = first * kGroupRows;
     const int n = std::min(last * kGroupRows, outs[0].w->rows) - row;
-    for (int64_t t = in.row0; t < in.row0 + in.n_rows; ++t) {
+    for (int64_t t = 0; t < in.n_rows; ++t) {
       float* gate = outs[0].y + t * outs[0].ldy + row;
       kernels_.silu_mul(gate, outs[1].y + t * outs[1].ldy + row, n, gate);
     }
@@ -192,12 +178,10 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   }
   const int64_t bytes = packed_group_bytes(outs[0].w->type, outs[0].w->cols);
   const int64_t most = std::clamp(kMostBytes / bytes, kLeastGroups, kMostGroups);
-  for (int row0 = 0; row0 < in.n_rows;) {
-    const Operand operand = prepare_rows(in, to, first, row0);
-    shares_.deal(total, team, kLeastGroups, most);
-    pool_.run([&](int thread, int) { matmul_shares(outs, operand, in.gated, thread); }, team);
-    row0 += operand.n_rows;
-  }
+  const Operand operand = prepare_rows(in, to, first);
+  shares_.deal(total, team, to.look_up ? kLeastLookedUp : kLeastGroups,
+               to.look_up ? kMostLookedUp : most);
+  pool_.run([&](int thread, int) { matmul_shares(outs, operand, in.gated, thread); }, team);
 }
 
 void CpuBackend::matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated,

@@ -1,10 +1,10 @@
-// AVX-512 with F, BW, DQ, VL, VNNI, VBMI, GFNI (Ice Lake, Zen 4 and later).
+// AVX-512 with F, BW, DQ, VL, VNNI, VBMI, VBMI2, GFNI (Ice Lake, Zen 4 and later).
 #if defined(__x86_64__)
 #include "cpu/vec_avx512.h"
 //
 #include "cpu/isa_simd.inl"
 //
-#include "cpu/tables_avx512.inl"
+#include "cpu/fives_avx512.inl"
 
 namespace bantam {
 void fill_avx512(Kernels& table) {

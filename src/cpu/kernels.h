@@ -54,10 +54,13 @@ struct ActRows {
   const int32_t* sums = nullptr;    // [n_rows][n_cols / block] sum of q over the block
   const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
   const int8_t* low = nullptr;      // as q, or null
-  // [n_rows][table_bytes(n_cols, planes)], or null: the same values as sums to look up, in place of
-  // q and low. Only for kernels with table_rows > 0.
+  // [table_bytes(n_cols, planes)], or null: the values of a single row as sums to look up, in place
+  // of q and low. Only for kernels with table_rows > 0.
   const std::byte* tables = nullptr;
   int planes = 2;  // of the tables: 3 for --act i16
+  // Several rows of q and low one after the other in place of panels: for kernels with table_rows
+  // >= n_rows, which look sums up.
+  bool plain = false;
 };
 
 // Sums of four activations with every choice of signs, to be looked up by four weight bits: for
@@ -140,8 +143,8 @@ struct WeightKernels {
   void (*matmul)(const MatmulArgs& args);
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
-  // With at most this many activation rows `matmul` is faster on a.tables than on a.q; 0: it never
-  // reads tables.
+  // With at most this many activation rows `matmul` is faster looking sums up (a.tables of one row,
+  // a.plain of several) than multiplying; 0: it does not look them up.
   int table_rows = 0;
 };
 

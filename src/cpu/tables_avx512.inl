@@ -1,12 +1,12 @@
-// Products of 1-bit weights by looking sums up (kernels.h, table_bytes): VPERMB finds 64 sums of
-// four activations at once, 256 multiply-adds for each pair of lookups, where VPDPBUSD does 64.
+// Products of 1-bit weights with one row of activations by looking sums up (kernels.h,
+// table_bytes): VPERMB finds 64 sums of four activations at once, 256 multiply-adds for each pair
+// of lookups, where VPDPBUSD does 64. Several rows: fives_avx512.inl.
 // The idea of tables is T-MAC's (arXiv 2407.00088); these are exact: every sum is kept whole, in
 // planes of bytes that are added up to eight (i16: four) times before they could overflow. Bits as
 // weights_scalar.inl.
 //
 // Lookups and byte additions for 2048 weights: 16 + 14, and 2 dot products. Measured on a Zen 4
-// (3.7 GHz, one thread, data in L2): one row 37 GB/s of weights where bits expanded for VPDPBUSD
-// reach 16; four rows 329 GMAC/s, above that processor's own rate of VPDPBUSD (235).
+// (3.7 GHz, one thread, data in L2): 37 GB/s of weights where bits expanded for VPDPBUSD reach 16.
 #pragma once
 
 #include "cpu/weights_simd.inl"
@@ -116,16 +116,9 @@ void build_tables_avx512(const int8_t* q, const int8_t* low, int n, std::byte* t
 
 // ---- products
 
-// Rows of activations that share an index; with more, the registers of their byte sums no longer
-// fit (Zen 4: 4, 6, 8 rows gave 329, 291, 272 GMAC/s).
-constexpr int kTableTokens = 4;
 // Tables that stay in L1 (32 KiB and more) beside the stream of weights. With those of one row in
 // L2 the prefetchers follow the tables instead: 8.5 GB/s of weights for 6144 columns, one thread.
 constexpr int kTableL1 = 16 << 10;
-template <int T, int Planes>
-constexpr int kTableColumns = T >= 3 ? 512 : 2048 / T / (Planes - 1);
-constexpr int kTableGroups = 32;
-
 // Lookups that a plane of bytes can add before it overflows: 8 x 31 < 256, 8 x -16 = -128 with 5
 // bits; 4 x 63 < 256, 4 x -32 = -128 with 6.
 template <int Planes>
@@ -164,41 +157,29 @@ struct TableSums {
   BANTAM_INLINE Ints sum() const { return Planes == 2 ? low : i_add(low, i_shift_left<6>(high)); }
 };
 
-// What the rows of a tile read: row t's tables and scales lie `stride`s apart.
-struct TableTile {
-  const std::byte* tables;
-  int64_t table_stride;
-  const float* d;
-  int64_t d_stride;
-};
-
-// One weight block (128 columns) of 16 rows times T rows of activations; y in and out.
-template <int T, int Block, int Planes>
-BANTAM_INLINE void table_block(const std::byte* block, const TableTile& at, Floats* y) {
+// One weight block (128 columns) of 16 rows; y in and out.
+template <int Block, int Planes>
+BANTAM_INLINE void table_block(const std::byte* block, const std::byte* tables, const float* d_a,
+                               Floats& y) {
   constexpr int most = Block / 16 < kTableLookups<Planes> ? Block / 16 : kTableLookups<Planes>;
   const Bytes nibble = b_set(15), place = i_set(0x30201000);
   Bytes words[4];
   for (int i = 0; i < 4; ++i) words[i] = b_load(block + 64 * i);
   // The bytes of a stream must be asked for in their order: with the scale first Zen 4 reads 17
   // GB/s on one thread, with it last 28.
-  if constexpr (T == 1) asm volatile("" ::: "memory");
+  asm volatile("" ::: "memory");
   const Floats d_w = f_halves(block + 256);
-  TableSums<Planes> sums[T];
+  TableSums<Planes> sums;
   unrolled<8>([&](auto step) __attribute__((always_inline)) {
     constexpr int j = decltype(step)::value;  // 16 columns
     // Bits 6 and 7 of an index are ignored: only the neighbour's bits must be cleared.
     const Bytes bits = j % 2 == 0 ? words[j / 2] : _mm512_srli_epi16(words[j / 2], 4);
     const Bytes index = _mm512_ternarylogic_epi32(bits, nibble, place, 0xea);
-    unrolled<T>([&](auto row) __attribute__((always_inline)) {
-      constexpr int t = decltype(row)::value;
-      const std::byte* table = at.tables + t * at.table_stride + j * 64 * Planes;
-      sums[t].template look_up<j % most == 0>(index, table);
-      if constexpr (j % most == most - 1) sums[t].template flush<j % (Block / 16) == most - 1>();
-      if constexpr (j % (Block / 16) == Block / 16 - 1) {
-        const Floats d_a = f_set(at.d[t * at.d_stride + j * 16 / Block]);
-        y[t] = f_fma(f_from_ints(sums[t].sum()), f_mul(d_w, d_a), y[t]);
-      }
-    });
+    sums.template look_up<j % most == 0>(index, tables + j * 64 * Planes);
+    if constexpr (j % most == most - 1) sums.template flush<j % (Block / 16) == most - 1>();
+    if constexpr (j % (Block / 16) == Block / 16 - 1) {
+      y = f_fma(f_from_ints(sums.sum()), f_mul(d_w, f_set(d_a[j * 16 / Block])), y);
+    }
   });
 }
 
@@ -208,58 +189,6 @@ BANTAM_INLINE void request(const std::byte* block) {
   for (int i = 0; i < 288; i += 64) __builtin_prefetch(block + i, 0, 2);
 }
 
-struct TablePass {
-  int begin, end;  // groups, at most kTableGroups
-  int t0;          // first activation row of the tile
-  bool cold;       // the weights of this pass come from memory
-};
-
-// Columns [c, c + n) of a group; y[T][16] in and out. `next`: where the columns after these lie.
-template <int T, int Block, int Planes>
-inline void table_columns(const MatmulArgs& args, int group, int t0, int c, int n, float* y,
-                          const std::byte* next) {
-  const ActRows& a = args.a;
-  const int64_t stride = table_bytes(a.n_cols, Planes), d_stride = a.n_cols / Block;
-  TableTile at{a.tables + t0 * stride + table_bytes(c, Planes), stride,
-               a.d + t0 * d_stride + c / Block, d_stride};
-  const std::byte* block = args.w->data + (int64_t{group} * (a.n_cols / 128) + c / 128) * 288;
-  Floats sum[T];
-  for (int t = 0; t < T; ++t) sum[t] = f_load(y + 16 * t);
-  for (int i = 0; i < n; i += 128) {
-    if (next != nullptr) request(next + i / 128 * 288);
-    table_block<T, Block, Planes>(block, at, sum);
-    block += 288;
-    at.tables += 512 * Planes;
-    at.d += 128 / Block;
-  }
-  for (int t = 0; t < T; ++t) f_store(y + 16 * t, sum[t]);
-}
-
-template <int T, int Block, int Planes>
-inline void table_rows(const MatmulArgs& args, const TablePass& pass) {
-  alignas(64) float y[kTableGroups][T][16];
-  for (int g = 0; g < pass.end - pass.begin; ++g) {
-    for (int t = 0; t < T; ++t) f_store(y[g][t], f_zero());
-  }
-  const int n = args.a.n_cols, step = kTableColumns<T, Planes>;
-  const int64_t group_bytes = int64_t{n} / 128 * 288;
-  for (int c = 0; c < n; c += step) {
-    const int columns = n - c < step ? n - c : step;
-    for (int g = pass.begin; g < pass.end; ++g) {
-      // Two steps ahead: after the last groups the next columns of the first ones.
-      const bool wraps = g + 2 >= pass.end;
-      const int64_t then = wraps ? pass.begin + (g + 2 - pass.end) : g + 2;
-      const std::byte* next =
-          args.w->data + then * group_bytes + (wraps ? c + step : c) / 128 * 288;
-      table_columns<T, Block, Planes>(args, g, pass.t0, c, columns, y[g - pass.begin][0],
-                                      pass.cold ? next : nullptr);
-    }
-  }
-  for (int g = pass.begin; g < pass.end; ++g) {
-    for (int t = 0; t < T; ++t) store_rows(args, g, pass.t0 + t, f_load(y[g - pass.begin][t]));
-  }
-}
-
 // A single row of activations whose tables fit L1: the weights are one stream from memory.
 template <int Block, int Planes>
 inline void table_row_alone(const MatmulArgs& args) {
@@ -267,14 +196,15 @@ inline void table_row_alone(const MatmulArgs& args) {
   const int n_blocks = a.n_cols / 128;
   const std::byte* block = args.w->data + int64_t{args.group_begin} * n_blocks * 288;
   for (int g = args.group_begin; g < args.group_end; ++g) {
-    TableTile at{a.tables, 0, a.d, 0};
+    const std::byte* tables = a.tables;
+    const float* d = a.d;
     Floats y = f_zero();
     for (int b = 0; b < n_blocks; ++b) {
       request(block + ahead.table_bytes);
-      table_block<1, Block, Planes>(block, at, &y);
+      table_block<Block, Planes>(block, tables, d, y);
       block += 288;
-      at.tables += 512 * Planes;
-      at.d += 128 / Block;
+      tables += 512 * Planes;
+      d += 128 / Block;
     }
     store_rows(args, g, 0, y);
   }
@@ -341,44 +271,19 @@ inline void table_row_pairs(const MatmulArgs& args) {
   table_row_alone<Block, Planes>(rest);
 }
 
+// One row of activations.
 template <int Block, int Planes>
 inline void table_product(const MatmulArgs& args) {
-  const int n = args.a.n_rows;
-  if (n == 1 && table_bytes(args.a.n_cols, Planes) <= kTableL1) {
-    return table_row_alone<Block, Planes>(args);
-  }
-  if (n == 1) return table_row_pairs<Block, Planes>(args);
-  for (int g = args.group_begin; g < args.group_end; g += kTableGroups) {
-    TablePass pass{g, args.group_end - g < kTableGroups ? args.group_end : g + kTableGroups, 0,
-                   true};
-    for (; pass.t0 + kTableTokens <= n; pass.t0 += kTableTokens, pass.cold = false) {
-      table_rows<kTableTokens, Block, Planes>(args, pass);
-    }
-    if (n - pass.t0 == 3) table_rows<3, Block, Planes>(args, pass);
-    if (n - pass.t0 == 2) table_rows<2, Block, Planes>(args, pass);
-    if (n - pass.t0 == 1) table_rows<1, Block, Planes>(args, pass);
-  }
+  if (table_bytes(args.a.n_cols, Planes) <= kTableL1) return table_row_alone<Block, Planes>(args);
+  table_row_pairs<Block, Planes>(args);
 }
 
-void matmul_q1_0_avx512(const MatmulArgs& args) {
+void matmul_quads(const MatmulArgs& args) {
   const ActRows& a = args.a;
-  if (a.tables == nullptr) return matmul_simd<SimdQ1_0, 128>(args);
   if (a.planes == 2) {
     return a.block == 128 ? table_product<128, 2>(args) : table_product<32, 2>(args);
   }
   return a.block == 128 ? table_product<128, 3>(args) : table_product<32, 3>(args);
-}
-
-// Zen 4 looks sums up faster than it multiplies (a VPERMB and a VPADDB in 1.2 cycles, a VPDPBUSD in
-// 1; the lookups do four times the work); by its pipes Zen 5 should too, not measured. Intel has
-// one port for VPERMB and two for VPDPBUSD, so several rows are better multiplied there.
-void fill_tables_avx512(Kernels& table) {
-  WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
-  q1_0.matmul = matmul_q1_0_avx512;
-  const bool amd = __builtin_cpu_is("amd") != 0;
-  q1_0.table_rows = amd ? 1 << 20 : 1;
-  if (amd) ahead.bytes = 2048;
-  table.build_tables = build_tables_avx512;
 }
 
 }  // namespace
