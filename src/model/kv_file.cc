@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "base/bytes.h"
+#include "base/file_header.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "codec/kv_check.h"
@@ -16,9 +16,9 @@ namespace bantam {
 
 namespace {
 
-constexpr uint64_t kMagic = 0x00514553544e4142;  // "BANTSEQ\0"
-// Counts the changes of this format, of the cache's layout and of the arithmetic behind it.
-constexpr uint32_t kVersion = 1;
+// "BANTSEQ\0"; the version counts the changes of this format, of the cache's layout and of the
+// arithmetic behind it.
+constexpr FileFormat kFormat{0x00514553544e4142, 1, "saved sequence", ErrorKind::refused};
 constexpr size_t kNameBytes = 8;
 constexpr int64_t kSumBytes = 8;
 
@@ -185,40 +185,26 @@ int64_t SavedHeader::file_bytes() const {
 
 std::array<std::byte, kSavedHeaderBytes> encode_saved_header(const SavedHeader& h) {
   std::array<std::byte, kSavedHeaderBytes> bytes{};
-  size_t at = 0;
-  const auto put = [&](const auto& value) {
-    CHECK(at + sizeof(value) <= bytes.size());
-    std::memcpy(bytes.data() + at, &value, sizeof(value));
-    at += sizeof(value);
-  };
-  put(kMagic);
-  put(kVersion);
-  put(static_cast<uint32_t>(kSavedHeaderBytes));
-  put(static_cast<uint64_t>(h.file_bytes()));
-  put(h.id.model);
-  put(h.id.config);
-  put(h.id.rope);
-  put(name_of(h.id.type_k));
-  put(name_of(h.id.type_v));
+  HeaderWriter writer(kFormat, bytes);
+  writer.put(static_cast<uint32_t>(kSavedHeaderBytes));
+  writer.put(static_cast<uint64_t>(h.file_bytes()));
+  writer.put(h.id.model);
+  writer.put(h.id.config);
+  writer.put(h.id.rope);
+  writer.put(name_of(h.id.type_k));
+  writer.put(name_of(h.id.type_v));
   for (const int number : {h.id.rotation_k, h.id.rotation_v, h.id.n_layers, h.id.n_heads,
                            h.id.n_kv_heads, h.id.head_dim, h.id.n_vocab, kPagePositions, h.n_tokens,
                            h.n_kept, h.moved, 0, 0, 0, 0, 0}) {
-    put(static_cast<int32_t>(number));
+    writer.put(static_cast<int32_t>(number));
   }
-  put(hash_bytes(std::span(bytes).first(at)));
-  CHECK(at == bytes.size());
+  writer.finish();
   return bytes;
 }
 
 Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_t file_bytes) {
-  ByteReader reader(bytes);
-  if (reader.read<uint64_t>() != kMagic) return refused("it is no saved sequence");
-  const auto version = reader.read<uint32_t>();
-  if (reader.failed() || version != kVersion) {
-    return refused("its format is version " + std::to_string(version) + ", expected " +
-                   std::to_string(kVersion) +
-                   (version > kVersion ? "; a newer bantam wrote it" : ""));
-  }
+  HeaderReader reader(kFormat, bytes);
+  if (Status status = reader.begin(); !status) return status.error();
   const auto header_bytes = reader.read<uint32_t>();
   const auto said_bytes = reader.read<uint64_t>();
   SavedHeader h;
@@ -234,12 +220,7 @@ Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_
     *number = reader.read<int32_t>();
   }
   for (int i = 0; i < 5; ++i) spare |= reader.read<int32_t>();
-  const size_t summed = reader.offset();
-  const auto sum = reader.read<uint64_t>();
-  if (reader.failed()) {
-    return refused("it ends at byte " + std::to_string(file_bytes) + ", inside its header");
-  }
-  if (sum != hash_bytes(bytes.first(summed))) return refused("its header is damaged");
+  if (Status status = reader.end(file_bytes); !status) return status.error();
   Result<KvType> type_k = type_of(k), type_v = type_of(v);
   if (!type_k) return type_k.error();
   if (!type_v) return type_v.error();
