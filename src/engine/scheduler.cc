@@ -40,10 +40,9 @@ Status Scheduler::submit(ScheduledRequest request) {
                    std::to_string(slots_.size() - 1));
   }
   // max_queue requests wait beyond the slots: those that the next plan() takes are not waiting.
-  const auto n_idle = std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) {
-    return slot.phase == Slot::Phase::idle;
-  });
-  if (n_queued() >= max_queue_ + static_cast<int>(n_idle)) {
+  const auto n_serving =
+      std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.serving(); });
+  if (n_queued() + static_cast<int>(n_serving) >= max_queue_ + static_cast<int>(slots_.size())) {
     return Error{ErrorKind::busy,
                  "the queue is full (" + std::to_string(max_queue_) + " requests)"};
   }
@@ -58,7 +57,7 @@ bool Scheduler::cancel(uint64_t id) {
     return true;
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].phase == Slot::Phase::idle || slots_[i].request != id) continue;
+    if (!slots_[i].serving() || slots_[i].request != id) continue;
     release(static_cast<int>(i));
     return true;
   }
@@ -252,26 +251,44 @@ void Scheduler::release(int index, bool forget) {
   slot.phase = Slot::Phase::idle;
   slot.request = 0;
   slot.tokens.clear();
-  if (forget) {
-    slot.cached.clear();
-    slot.n_exact = kAllExact;
-  }
+  slot.last_used = ++clock_;
+  if (forget) this->forget(index);
+}
+
+void Scheduler::forget(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.cached.clear();
+  slot.n_exact = kAllExact;
   // A slot with nothing to lose is taken first.
-  slot.last_used = forget ? 0 : ++clock_;
+  slot.last_used = 0;
 }
 
 void Scheduler::refill(int index, std::vector<int32_t> cached, int n_exact) {
   Slot& slot = slots_[static_cast<size_t>(index)];
-  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  CHECK(!slot.serving() && changes_.empty());
+  if (cached.empty()) return forget(index);
   slot.cached = std::move(cached);
   slot.n_exact = n_exact;
-  slot.last_used = slot.cached.empty() ? 0 : ++clock_;
+  slot.last_used = ++clock_;
+}
+
+void Scheduler::hold(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  slot.phase = Slot::Phase::held;
+}
+
+void Scheduler::let_go(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::held);
+  slot.phase = Slot::Phase::idle;
 }
 
 bool Scheduler::idle() const {
-  return queue_.empty() && std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
-           return slot.phase == Slot::Phase::idle;
-         });
+  const auto serving = [](const Slot& slot) { return slot.serving(); };
+  const auto could_start = [this](const ScheduledRequest& r) { return choose_slot(r).has_value(); };
+  return std::none_of(slots_.begin(), slots_.end(), serving) &&
+         std::none_of(queue_.begin(), queue_.end(), could_start);
 }
 
 }  // namespace bantam

@@ -113,8 +113,8 @@ void change_slot(Engine& engine, const std::string& folder, const HttpRequest& r
       exchange->reply(done ? json_reply(answer(*row, *done, name)) : error_reply(done.error()));
     });
   };
-  const Status status =
-      engine.change_slot((*action)->action, *slot, folder + "/" + name, sink, given_up);
+  const Status status = engine.change_slot((*action)->action, *slot, folder + "/" + name, sink,
+                                           [given_up] { return given_up->load(); });
   if (!status) exchange->reply(error_reply(status.error()));
 }
 
