@@ -10,6 +10,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <future>
 #include <iterator>
@@ -18,6 +19,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/hash.h"
+#include "codec/kv_layout.h"
+#include "model/kv_file.h"
 #include "text/utf8_stream.h"
 
 namespace bantam {
@@ -745,6 +749,62 @@ TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
     EXPECT_TRUE(done.ok() || done.error().kind == ErrorKind::cancelled) << done.error().message;
   }
   EXPECT_EQ(content(path), before);
+}
+
+// A saved sequence whose second position has a key that is no number, as an encoder writes it.
+void poison(const std::string& path, const ModelReport& report) {
+  std::string text = content(path);
+  const auto bytes = std::as_writable_bytes(std::span(text));
+  const Result<SavedHeader> header = parse_saved_header(bytes.first(kSavedHeaderBytes), bytes.size());
+  ASSERT_TRUE(header.ok());
+  size_t at = kSavedHeaderBytes + 4 * static_cast<size_t>(header->n_tokens);
+  const size_t scale = at + static_cast<size_t>(kv_quant_layout(8, false, report.head_dim).scales) + 2;
+  bytes[scale] = std::byte{0};
+  bytes[scale + 1] = std::byte{0x7e};
+  uint64_t sum = hash_bytes(bytes.first(kSavedHeaderBytes));
+  sum = hash_bytes(bytes.subspan(kSavedHeaderBytes, at - kSavedHeaderBytes), sum);
+  for (const auto piece = static_cast<size_t>(header->page_bytes()); at + 8 < bytes.size(); at += piece) {
+    sum = hash_bytes(bytes.subspan(at, piece), sum);
+  }
+  std::memcpy(bytes.data() + at, &sum, 8);
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out.write(text.data(), static_cast<std::streamsize>(text.size()));
+}
+
+// What shares the beginning of a slot that failed is forgotten with it, whichever of them fails first.
+TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
+  char folder[] = "/tmp/bantam_engine_XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  const std::string path = std::string(folder) + "/slot";
+  const auto engine = start(3, 4, true);
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  const auto ask = [&](int slot, int n_predict, Collector& out) {
+    GenRequest request = greedy(prompt, n_predict);
+    request.id_slot = slot;
+    generate(*engine, std::move(request), out);
+  };
+  Collector first;
+  ask(0, 8, first);
+  ASSERT_TRUE(change(*engine, SlotAction::save, 0, path).ok());
+  poison(path, engine->model().report());
+  for (const int failing : {0, 1}) {
+    for (int slot = 0; slot < 3; ++slot) ASSERT_TRUE(change(*engine, SlotAction::erase, slot).ok());
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 0, path).ok());
+    Collector copied, bad, after[3];
+    ask(1, 0, copied);  // only takes the beginning
+    ASSERT_EQ(copied.last.kind, GenEventKind::done);
+    ASSERT_EQ(copied.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+    ask(failing, 8, bad);
+    ASSERT_EQ(bad.last.kind, GenEventKind::error) << "the poisoned key was not read";
+    EXPECT_NE(bad.last.error.message.find("finite"), std::string::npos);
+    for (const SlotInfo& slot : engine->slots()) EXPECT_EQ(slot.n_cached, 0);
+    for (const int slot : {1, 0, 2}) {
+      ask(slot, 48, after[slot]);
+      EXPECT_EQ(after[slot].text, "The capital of France is Paris.") << slot;
+    }
+  }
+  ::unlink(path.c_str());
+  EXPECT_EQ(::rmdir(folder), 0);
 }
 
 // In a child of which the kernel wants no further thread.

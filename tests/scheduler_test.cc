@@ -188,7 +188,7 @@ TEST(Scheduler, ForgottenCacheIsNotReused) {
   Scheduler scheduler(1, 256, 4);
   ASSERT_TRUE(scheduler.submit(request(1, prompt_of(10))).ok());
   scheduler.ran(scheduler.plan(64));
-  scheduler.release(0, true);
+  EXPECT_EQ(scheduler.fail(0), std::vector<int>{0});
   ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10))).ok());
   EXPECT_EQ(scheduler.plan(64).rows.size(), 10u);
 }
@@ -226,6 +226,40 @@ TEST(Scheduler, HeldSlotsWaitAndShare) {
   scheduler.let_go(0);
   scheduler.plan(64);
   EXPECT_EQ(slot_of(scheduler, 2), 0);
+}
+
+// Of a failed slot nothing is used again, nor of what others hold of the same beginning.
+TEST(Scheduler, FailuresAreForgottenByAllWhoBeganAlike) {
+  Scheduler scheduler(5, 512, 4, true);
+  for (int slot = 0; slot < 4; ++slot) {
+    const int first = slot == 1 ? 500 : 1;
+    ASSERT_TRUE(scheduler.submit(request(static_cast<uint64_t>(slot + 1), prompt_of(30, first), 1, slot)).ok());
+    run_alone(scheduler, 64);
+  }
+  scheduler.hold(3);
+  ASSERT_TRUE(scheduler.submit(request(7, prompt_of(400), -1, 2)).ok());  // begins alike and goes on
+  scheduler.ran(scheduler.plan(64));
+  ASSERT_TRUE(scheduler.submit(request(8, prompt_of(40), -1, 4)).ok());
+  scheduler.ran(scheduler.plan(64));
+  EXPECT_EQ(scheduler.fail(4), (std::vector<int>{0, 4}));
+  const auto slots = scheduler.slots();
+  for (const size_t i : {size_t{0}, size_t{4}}) EXPECT_TRUE(slots[i].cached.empty());
+  EXPECT_EQ(slots[4].phase, Phase::idle);
+  EXPECT_EQ(slots[1].reusable().size(), 30u);
+  // In use and held: as they were, but nobody begins with it.
+  EXPECT_EQ(slots[3].cached, prompt_of(30));
+  EXPECT_FALSE(slots[2].cached.empty());
+  for (const size_t i : {size_t{2}, size_t{3}}) EXPECT_TRUE(slots[i].reusable().empty());
+  scheduler.let_go(3);
+  EXPECT_TRUE(scheduler.cancel(7));
+  for (int slot = 0; slot < 5; ++slot) {
+    const auto id = static_cast<uint64_t>(20 + slot);
+    ASSERT_TRUE(scheduler.submit(request(id, prompt_of(20), 1, slot)).ok());
+    scheduler.plan(512);
+    EXPECT_EQ(scheduler.slots()[static_cast<size_t>(slot)].n_reused, 0) << slot;
+    EXPECT_TRUE(scheduler.cancel(id));
+    scheduler.ran({});
+  }
 }
 
 TEST(Scheduler, SharesTheLongestPrefixOfAnySlot) {

@@ -221,7 +221,8 @@ void Engine::Impl::emit(Running& r, int slot, std::string text) {
   r.sink(event);
 }
 
-// Ends the request of a slot with an error. Its cache may hold NaN and is not used again.
+// Ends the request of a slot with an error. Its cache may hold NaN, and so may others that begin
+// alike: none of it is used again.
 void Engine::Impl::fail_slot(int slot, Error error) {
   GenEvent event;
   event.kind = GenEventKind::error;
@@ -230,8 +231,7 @@ void Engine::Impl::fail_slot(int slot, Error error) {
   event.error = std::move(error);
   const GenSink sink = std::move(running.at(event.id).sink);
   running.erase(event.id);
-  scheduler.release(slot, true);
-  model.truncate(slot, 0);
+  for (const int forgotten : scheduler.fail(slot)) model.truncate(forgotten, 0);
   {
     const std::lock_guard lock(mutex);
     --n_waiting;

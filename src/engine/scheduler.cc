@@ -216,7 +216,7 @@ void Scheduler::shifted(const CacheChange& shift) {
   cut(slot.cached);
   cut(slot.tokens);
   slot.n_prompt -= std::clamp(slot.n_prompt - shift.n_keep, 0, shift.n_discard);
-  slot.n_exact = shift.n_keep;
+  slot.n_exact = std::min(slot.n_exact, shift.n_keep);
   slot.n_shifted += shift.n_discard;
 }
 
@@ -246,13 +246,12 @@ StopReason Scheduler::sampled(int index, int32_t token, StopReason reason) {
   return StopReason::none;
 }
 
-void Scheduler::release(int index, bool forget) {
+void Scheduler::release(int index) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.phase = Slot::Phase::idle;
   slot.request = 0;
   slot.tokens.clear();
   slot.last_used = ++clock_;
-  if (forget) this->forget(index);
 }
 
 void Scheduler::forget(int index) {
@@ -261,6 +260,25 @@ void Scheduler::forget(int index) {
   slot.n_exact = kAllExact;
   // A slot with nothing to lose is taken first.
   slot.last_used = 0;
+}
+
+std::vector<int> Scheduler::fail(int index) {
+  CHECK(changes_.empty());
+  release(index);
+  const std::vector<int32_t> bad = slots_[static_cast<size_t>(index)].cached;
+  std::vector<int> forgotten;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const int other = static_cast<int>(i);
+    // Which position went bad first is not known, so nothing behind a common beginning is good.
+    if (other != index && common_prefix(slots_[i].cached, bad) == 0) continue;
+    if (slots_[i].phase != Slot::Phase::idle) {
+      slots_[i].n_exact = 0;
+      continue;
+    }
+    forget(other);
+    forgotten.push_back(other);
+  }
+  return forgotten;
 }
 
 void Scheduler::refill(int index, std::vector<int32_t> cached, int n_exact) {
