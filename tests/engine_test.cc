@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -730,6 +731,34 @@ TEST_F(SlotFile, WhoLeavesEndsIt) {
     generate(*engine, std::move(request), again);
     ASSERT_EQ(engine->slots()[0].n_cached, n_now);
   }
+}
+
+// A disk that hangs and clients that left meanwhile lock nobody out, also while nothing else happens.
+TEST_F(SlotFile, WhoLeftTheQueueMakesRoom) {
+  Gate gate(*engine, 5);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  engine->cancel(stream_id);
+  stream.wait();
+  const auto left = std::make_shared<std::atomic<bool>>(false);
+  const auto ask = [&](int slot) {
+    return engine->change_slot(SlotAction::erase, slot, "", [](const Result<SlotDone>&) {}, [left] { return left->load(); });
+  };
+  int n = 0;
+  while (n < 100 && ask(0).ok()) ++n;
+  EXPECT_EQ(n, 2 * 3 + 16 - 1);
+  EXPECT_EQ(ask(2).error().kind, ErrorKind::busy);
+  left->store(true);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  bool accepted = false;
+  while (!accepted && std::chrono::steady_clock::now() < deadline) {
+    accepted = ask(2).ok();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_TRUE(accepted);
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  EXPECT_EQ(engine->slots()[0].n_cached, n_cached) << "a job of a client that left was done";
 }
 
 // Every job is answered, and the file of that name is whole.

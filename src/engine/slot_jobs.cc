@@ -34,17 +34,20 @@ Status SlotJobs::start() {
 
 Status SlotJobs::add(SlotJob job) {
   const int most = 2 * static_cast<int>(scheduler_.slots().size()) + 16;
+  int n_before = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (n_jobs_ >= most) {
-      return Error{ErrorKind::busy, std::to_string(n_jobs_) +
-                                        " changes of slots are waiting already; try again later"};
+    n_before = n_jobs_;
+    if (n_before < most) {
+      ++n_jobs_;
+      mail_.push_back(std::move(job));
     }
-    ++n_jobs_;
-    mail_.push_back(std::move(job));
   }
+  // Also when there is no room: jobs that nobody waits for any more are then seen and make some.
   wake_();
-  return Ok{};
+  if (n_before < most) return Ok{};
+  return Error{ErrorKind::busy,
+               std::to_string(n_before) + " changes of slots are waiting already; try again later"};
 }
 
 bool SlotJobs::can_begin(const SlotJob& job) const {

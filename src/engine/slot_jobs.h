@@ -35,7 +35,7 @@ struct SlotDone {
 
 using SlotSink = std::function<void(const Result<SlotDone>&)>;
 // True once nobody waits for the answer. Asked while the job waits, and by the thread of the files
-// before each piece of one; may be empty.
+// before each piece of one; must not call the engine. May be empty.
 using GivenUp = std::function<bool()>;
 
 struct SlotJob {
