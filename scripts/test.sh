@@ -102,9 +102,10 @@ for stage in "${stages[@]}"; do
       script dev server_test
       unset BANTAM_SAMPLE ;;
     tsan)
-      build tsan --target engine_test threads_test shares_test || continue
+      build tsan --target engine_test threads_test shares_test shift_test || continue
       gtest tsan threads_test
       gtest tsan shares_test
+      gtest tsan shift_test
       BANTAM_SAMPLE=1 gtest tsan engine_test ;;
     fuzz)
       targets=$(sed -n "s/^bantam_fuzz(\([a-z0-9_]*\) .*/\1/p" cmake/fuzz.cmake | tr "\n" " ")

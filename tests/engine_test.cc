@@ -3,16 +3,26 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <future>
+#include <iterator>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "base/hash.h"
+#include "codec/kv_layout.h"
+#include "model/kv_file.h"
 #include "text/utf8_stream.h"
 
 namespace bantam {
@@ -39,8 +49,12 @@ class Collector {
   void wait() {
     wait_for([this] { return ended_; });
   }
-  void wait_for_token() {
-    wait_for([this] { return ended_ || n_token_events > 0; });
+  void wait_for_token(int n = 1) {
+    wait_for([this, n] { return ended_ || n_token_events >= n; });
+  }
+  int tokens_so_far() {
+    const std::lock_guard lock(mutex_);
+    return n_token_events;
   }
 
   std::string text;
@@ -61,15 +75,19 @@ class Collector {
   bool ended_ = false;
 };
 
-std::unique_ptr<Engine> start(int n_slots, int max_queue = 256, bool saves = false) {
+std::unique_ptr<Engine> start(int n_slots, int max_queue = 256, bool saves = false,
+                              bool shifts = false) {
   EngineOptions options;
+  options.context_shift = shifts;
   options.saves = saves;
   options.n_slots = n_slots;
   options.n_ctx = 512 * n_slots;
   options.n_threads = 2;
   Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
   CHECK(model.ok());
-  return Engine::start(std::move(*model), max_queue);
+  Result<std::unique_ptr<Engine>> engine = Engine::start(std::move(*model), max_queue);
+  CHECK(engine.ok());
+  return std::move(*engine);
 }
 
 // Does one thing to a slot and waits for it.
@@ -285,7 +303,9 @@ TEST(Engine, ShiftsGoOnWhereTheContextEnds) {
     Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
     ASSERT_TRUE(model.ok()) << model.error().message;
     std::vector<std::string> notes;
-    const auto engine = Engine::start(std::move(*model), 8, [&](const std::string& note) { notes.push_back(note); });
+    const auto started = Engine::start(std::move(*model), 8, [&](const std::string& note) { notes.push_back(note); });
+    ASSERT_TRUE(started.ok());
+    const std::unique_ptr<Engine>& engine = *started;
     Collector out[3];
     for (int i = 0; i < 3; ++i) {
       GenRequest request = greedy(chat(*engine, kQuestions[0]), 1050);
@@ -499,6 +519,346 @@ TEST(Engine, SlotJobsWaitForTheirSlot) {
   EXPECT_TRUE(ended.ok() || ended.error().kind == ErrorKind::cancelled);
   next.wait();
   EXPECT_EQ(next.last.timings.cache_n, 0);
+}
+
+// Nothing else happens in the engine when the slot's request ends by itself.
+TEST(Engine, SlotJobsBeginWhenTheirSlotIsDone) {
+  const auto engine = start(1);
+  Collector running;
+  GenRequest request = greedy(chat(*engine, kQuestions[0]), 40);
+  request.ignore_eos = true;
+  ASSERT_TRUE(engine->submit(std::move(request), running.sink()).ok());
+  running.wait_for_token();
+  const auto erased = std::make_shared<std::promise<Result<SlotDone>>>();
+  ASSERT_TRUE(engine->change_slot(SlotAction::erase, 0, "", [erased](const Result<SlotDone>& done) {
+    erased->set_value(done);
+  }));
+  running.wait();
+  std::future<Result<SlotDone>> done = erased->get_future();
+  ASSERT_EQ(done.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_TRUE(done.get().ok());
+}
+
+// A disk that hangs: the thread of a slot's file stops at the nth question whether to go on, until it is let through.
+class Gate {
+ public:
+  // engine: of which only other threads than its own are stopped.
+  Gate(Engine& engine, int at) : at_(at) {
+    std::promise<std::thread::id> own;
+    CHECK(engine.change_slot(SlotAction::erase, 2, "", [&](const Result<SlotDone>&) { own.set_value(std::this_thread::get_id()); }));
+    engine_thread_ = own.get_future().get();
+  }
+  GivenUp given_up() {
+    return [this] {
+      std::unique_lock lock(mutex_);
+      if (std::this_thread::get_id() == engine_thread_) return false;
+      if (++n_ == at_) {
+        reached_ = true;
+        changed_.notify_all();
+        changed_.wait(lock, [this] { return open_; });
+      }
+      return gives_up_ && open_;
+    };
+  }
+  bool wait() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(120), [this] { return reached_; });
+  }
+  void open(bool gives_up = false) {
+    const std::lock_guard lock(mutex_);
+    gives_up_ = gives_up;
+    open_ = true;
+    changed_.notify_all();
+  }
+  ~Gate() { open(); }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::thread::id engine_thread_;
+  int at_, n_ = 0;
+  bool reached_ = false, open_ = false, gives_up_ = false;
+};
+
+std::string content(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+// Three slots; of slot 0 more than a page is in the cache, and slot 1 answers without end.
+class SlotFile : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/bantam_slots_XXXXXX";
+    ASSERT_NE(::mkdtemp(name), nullptr);
+    folder = name;
+    path = folder + "/slot";
+    engine = start(3, 8, true, true);
+    prompt = chat(*engine, kQuestions[0]);
+    GenRequest fill = greedy(prompt, 280);
+    fill.ignore_eos = true;
+    fill.id_slot = 0;
+    Collector filled;
+    generate(*engine, std::move(fill), filled);
+    n_cached = engine->slots()[0].n_cached;
+    ASSERT_GT(n_cached, 256);
+    GenRequest endless = greedy(chat(*engine, kQuestions[2]), -1);
+    endless.ignore_eos = true;
+    endless.id_slot = 1;
+    const Result<uint64_t> id = engine->submit(std::move(endless), stream.sink());
+    ASSERT_TRUE(id.ok());
+    stream_id = *id;
+    stream.wait_for_token();
+  }
+  void TearDown() override {
+    if (engine) engine->cancel(stream_id);
+    stream.wait();
+    engine.reset();
+    ::unlink(path.c_str());
+    EXPECT_EQ(::rmdir(folder.c_str()), 0) << "something else was left in the folder";
+  }
+  // Begins it; the answer comes later.
+  std::future<Result<SlotDone>> begin(SlotAction action, Gate& gate) {
+    auto promise = std::make_shared<std::promise<Result<SlotDone>>>();
+    EXPECT_TRUE(engine->change_slot(action, 0, path, [promise](const Result<SlotDone>& done) { promise->set_value(done); },
+                                    gate.given_up()).ok());
+    return promise->get_future();
+  }
+  // While a file's thread hangs: the stream goes on, another slot answers, whoever wants slot 0 waits.
+  void others_go_on(const char* when) {
+    SCOPED_TRACE(when);
+    stream.wait_for_token(stream.tokens_so_far() + 30);
+    Collector other, pinned;
+    GenRequest request = greedy(prompt);
+    request.id_slot = 2;
+    generate(*engine, request, other);
+    EXPECT_EQ(other.text, "The capital of France is Paris.");
+    n_shared = other.last.timings.cache_n;
+    request.id_slot = 0;
+    const Result<uint64_t> id = engine->submit(request, pinned.sink());
+    ASSERT_TRUE(id.ok());
+    stream.wait_for_token(stream.tokens_so_far() + 30);
+    EXPECT_EQ(pinned.tokens_so_far(), 0);
+    EXPECT_FALSE(engine->slots()[0].is_processing);
+    engine->cancel(*id);
+    pinned.wait();
+    EXPECT_EQ(pinned.last.stop, StopReason::cancelled);
+  }
+  Result<SlotDone> save() { return change(*engine, SlotAction::save, 0, path); }
+
+  std::string folder, path;
+  std::unique_ptr<Engine> engine;
+  std::vector<int32_t> prompt;
+  Collector stream;
+  uint64_t stream_id = 0;
+  int n_cached = 0, n_shared = 0;
+};
+
+TEST_F(SlotFile, OthersGoOnWhileItIsWritten) {
+  ASSERT_TRUE(save().ok());
+  const std::string alone = content(path);
+  ::unlink(path.c_str());
+  Gate gate(*engine, 5);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  EXPECT_EQ(::access((path + ".unfinished").c_str(), F_OK), 0);
+  others_go_on("saving");
+  EXPECT_EQ(n_shared, static_cast<int>(prompt.size()) - 1) << "the slot that is saved still serves others";
+  EXPECT_NE(::access(path.c_str(), F_OK), 0);
+  gate.open();
+  const Result<SlotDone> done = saved.get();
+  ASSERT_TRUE(done.ok()) << done.error().message;
+  EXPECT_EQ(done->n_tokens, n_cached);
+  EXPECT_EQ(content(path), alone) << "what the others did is in the file";
+}
+
+TEST_F(SlotFile, OthersGoOnWhileItIsRead) {
+  ASSERT_TRUE(save().ok());
+  const int n_pieces = 2 * engine->model().report().n_layers;  // of two pages
+  for (const int at : {4, n_pieces + 4}) {  // it is checked; it is read into the slot
+    Gate gate(*engine, at);
+    std::future<Result<SlotDone>> restored = begin(SlotAction::restore, gate);
+    ASSERT_TRUE(gate.wait());
+    EXPECT_EQ(engine->slots()[0].n_cached, at == 4 ? n_cached : 0);
+    others_go_on("restoring");
+    // What was in the slot serves others until it goes; half a sequence never does.
+    EXPECT_EQ(n_shared == static_cast<int>(prompt.size()) - 1, at == 4) << n_shared;
+    gate.open();
+    const Result<SlotDone> done = restored.get();
+    ASSERT_TRUE(done.ok()) << done.error().message;
+    EXPECT_EQ(done->n_tokens, n_cached);
+    EXPECT_EQ(engine->slots()[0].n_cached, n_cached);
+  }
+  const std::string before = content(path);
+  ASSERT_TRUE(save().ok());
+  EXPECT_EQ(content(path), before);
+}
+
+TEST_F(SlotFile, WhoLeavesEndsIt) {
+  ASSERT_TRUE(save().ok());
+  const std::string before = content(path);
+  Collector more;
+  GenRequest request = greedy(prompt, 3);
+  request.id_slot = 0;
+  generate(*engine, std::move(request), more);
+  const int n_now = engine->slots()[0].n_cached;
+  const int n_pieces = 2 * engine->model().report().n_layers;
+  const struct {
+    SlotAction action;
+    int at, n_left;
+  } cases[] = {{SlotAction::save, 3, n_now}, {SlotAction::restore, 4, n_now}, {SlotAction::restore, n_pieces + 4, 0}};
+  for (const auto& c : cases) {
+    Gate gate(*engine, c.at);
+    std::future<Result<SlotDone>> left = begin(c.action, gate);
+    ASSERT_TRUE(gate.wait());
+    gate.open(true);
+    const Result<SlotDone> done = left.get();
+    ASSERT_FALSE(done.ok());
+    EXPECT_EQ(done.error().kind, ErrorKind::cancelled);
+    EXPECT_EQ(done.error().message.find("the slot is empty now") != std::string::npos, c.n_left == 0);
+    EXPECT_EQ(engine->slots()[0].n_cached, c.n_left);
+    EXPECT_EQ(content(path), before);
+    Collector after;
+    request = greedy(prompt);
+    request.id_slot = 0;
+    generate(*engine, std::move(request), after);
+    EXPECT_EQ(after.text, "The capital of France is Paris.");
+    // As before the case: the whole answer's slot would be longer.
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 0, path).ok());
+    Collector again;
+    request = greedy(prompt, 3);
+    request.id_slot = 0;
+    generate(*engine, std::move(request), again);
+    ASSERT_EQ(engine->slots()[0].n_cached, n_now);
+  }
+}
+
+// A disk that hangs and clients that left meanwhile lock nobody out, also while nothing else happens.
+TEST_F(SlotFile, WhoLeftTheQueueMakesRoom) {
+  Gate gate(*engine, 5);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  engine->cancel(stream_id);
+  stream.wait();
+  const auto left = std::make_shared<std::atomic<bool>>(false);
+  const auto ask = [&](int slot) {
+    return engine->change_slot(SlotAction::erase, slot, "", [](const Result<SlotDone>&) {}, [left] { return left->load(); });
+  };
+  int n = 0;
+  while (n < 100 && ask(0).ok()) ++n;
+  EXPECT_EQ(n, 2 * 3 + 16 - 1);
+  EXPECT_EQ(ask(2).error().kind, ErrorKind::busy);
+  left->store(true);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  bool accepted = false;
+  while (!accepted && std::chrono::steady_clock::now() < deadline) {
+    accepted = ask(2).ok();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_TRUE(accepted);
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  EXPECT_EQ(engine->slots()[0].n_cached, n_cached) << "a job of a client that left was done";
+}
+
+// Every job is answered, and the file of that name is whole.
+TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
+  ASSERT_TRUE(save().ok());
+  const std::string before = content(path);
+  const int n_pieces = 2 * engine->model().report().n_layers;
+  Gate gate(*engine, n_pieces + 4);
+  std::future<Result<SlotDone>> restored = begin(SlotAction::restore, gate);
+  ASSERT_TRUE(gate.wait());
+  std::promise<Result<SlotDone>> behind;
+  ASSERT_TRUE(engine->change_slot(SlotAction::save, 0, path, [&](const Result<SlotDone>& done) { behind.set_value(done); }));
+  std::thread ending([&] { engine.reset(); });
+  gate.open();
+  ending.join();
+  for (const Result<SlotDone>& done : {restored.get(), behind.get_future().get()}) {
+    EXPECT_TRUE(done.ok() || done.error().kind == ErrorKind::cancelled) << done.error().message;
+  }
+  EXPECT_EQ(content(path), before);
+}
+
+// A saved sequence whose second position has a key that is no number, as an encoder writes it.
+void poison(const std::string& path, const ModelReport& report) {
+  std::string text = content(path);
+  const auto bytes = std::as_writable_bytes(std::span(text));
+  const Result<SavedHeader> header = parse_saved_header(bytes.first(kSavedHeaderBytes), bytes.size());
+  ASSERT_TRUE(header.ok());
+  size_t at = kSavedHeaderBytes + 4 * static_cast<size_t>(header->n_tokens);
+  const size_t scale = at + static_cast<size_t>(kv_quant_layout(8, false, report.head_dim).scales) + 2;
+  bytes[scale] = std::byte{0};
+  bytes[scale + 1] = std::byte{0x7e};
+  uint64_t sum = hash_bytes(bytes.first(kSavedHeaderBytes));
+  sum = hash_bytes(bytes.subspan(kSavedHeaderBytes, at - kSavedHeaderBytes), sum);
+  for (const auto piece = static_cast<size_t>(header->page_bytes()); at + 8 < bytes.size(); at += piece) {
+    sum = hash_bytes(bytes.subspan(at, piece), sum);
+  }
+  std::memcpy(bytes.data() + at, &sum, 8);
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out.write(text.data(), static_cast<std::streamsize>(text.size()));
+}
+
+// What shares the beginning of a slot that failed is forgotten with it, whichever of them fails first.
+TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
+  char folder[] = "/tmp/bantam_engine_XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  const std::string path = std::string(folder) + "/slot";
+  const auto engine = start(3, 4, true);
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  const auto ask = [&](int slot, int n_predict, Collector& out) {
+    GenRequest request = greedy(prompt, n_predict);
+    request.id_slot = slot;
+    generate(*engine, std::move(request), out);
+  };
+  Collector first;
+  ask(0, 8, first);
+  ASSERT_TRUE(change(*engine, SlotAction::save, 0, path).ok());
+  poison(path, engine->model().report());
+  for (const int failing : {0, 1}) {
+    for (int slot = 0; slot < 3; ++slot) ASSERT_TRUE(change(*engine, SlotAction::erase, slot).ok());
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 0, path).ok());
+    Collector copied, bad, after[3];
+    ask(1, 0, copied);  // only takes the beginning
+    ASSERT_EQ(copied.last.kind, GenEventKind::done);
+    ASSERT_EQ(copied.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+    ask(failing, 8, bad);
+    ASSERT_EQ(bad.last.kind, GenEventKind::error) << "the poisoned key was not read";
+    EXPECT_NE(bad.last.error.message.find("finite"), std::string::npos);
+    for (const SlotInfo& slot : engine->slots()) EXPECT_EQ(slot.n_cached, 0);
+    for (const int slot : {1, 0, 2}) {
+      ask(slot, 48, after[slot]);
+      EXPECT_EQ(after[slot].text, "The capital of France is Paris.") << slot;
+    }
+  }
+  ::unlink(path.c_str());
+  EXPECT_EQ(::rmdir(folder), 0);
+}
+
+// In a child of which the kernel wants no further thread.
+TEST(Engine, WithoutThreadsThereIsAnError) {
+  for (const bool saves : {false, true}) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      EngineOptions options;
+      options.n_ctx = 256;
+      options.n_threads = 1;
+      options.saves = saves;
+      Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
+      const rlimit none{0, 0};
+      // Root is above this limit; whoever else runs the test is below it already.
+      if (!model || ::setrlimit(RLIMIT_NPROC, &none) != 0 || (::getuid() == 0 && ::setuid(65534) != 0)) ::_exit(10);
+      const Result<std::unique_ptr<Engine>> engine = Engine::start(std::move(*model));
+      if (engine.ok()) ::_exit(11);
+      const std::string wanted = saves ? "cannot start the thread that saves slots" : "cannot start the engine's thread";
+      ::_exit(engine.error().kind == ErrorKind::failed && engine.error().message.starts_with(wanted) ? 0 : 12);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status)) << status;
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+  }
 }
 
 TEST(Engine, RefusesAtOnce) {

@@ -90,10 +90,17 @@ struct Filled {
     return all;
   }
   Result<int64_t> save(int seq, const std::string& path, AtomicFile::Hook hook = {}) const {
-    return save_sequence(path, id, tokens[static_cast<size_t>(seq)], *cache, seq, std::move(hook));
+    return save_sequence(path, id, tokens[static_cast<size_t>(seq)], *cache, seq, {}, std::move(hook));
   }
-  Result<RestoredSequence> restore(int seq, const std::string& path) {
-    return restore_sequence(path, id, shifts, *cache, seq);
+  Result<SavedSequence> open(const std::string& path) const { return SavedSequence::open(path, id, shifts, cache->n_ctx()); }
+  Result<SavedSequence> restore(int seq, const std::string& path) {
+    Result<SavedSequence> saved = open(path);
+    if (!saved) return saved;
+    saved->make_room(*cache, seq);
+    const Status status = saved->fill(*cache, seq);
+    if (status) return saved;
+    cache->erase(seq);
+    return status.error();
   }
 
   std::unique_ptr<Backend> backend;
@@ -131,7 +138,7 @@ class SavedFile : public ::testing::Test {
   void refuses(Filled& f, const std::string& word) {
     const Bytes before = f.bytes(1);
     const int length = f.cache->length(1);
-    const Result<RestoredSequence> got = f.restore(1, path);
+    const Result<SavedSequence> got = f.restore(1, path);
     ASSERT_FALSE(got.ok()) << word;
     EXPECT_NE(got.error().message.find(word), std::string::npos) << got.error().message << "\nexpected: " << word;
     ASSERT_EQ(f.cache->length(1), length);
@@ -171,10 +178,10 @@ TEST_F(SavedFile, EveryPairOfTypesComesBackByteForByte) {
       struct stat info {};
       ASSERT_EQ(::stat(path.c_str(), &info), 0);
       EXPECT_EQ(*written, info.st_size);
-      const Result<RestoredSequence> got = f.restore(1, path);
+      const Result<SavedSequence> got = f.restore(1, path);
       ASSERT_TRUE(got.ok()) << got.error().message;
-      EXPECT_EQ(got->tokens, f.tokens[0]);
-      EXPECT_EQ(got->n_bytes, *written);
+      EXPECT_EQ(got->tokens(), f.tokens[0]);
+      EXPECT_EQ(got->n_bytes(), *written);
       EXPECT_EQ(f.cache->length(1), n);
       ASSERT_EQ(f.bytes(1), f.bytes(0)) << kKvTypes[k].name << "/" << kKvTypes[v].name;
       ++cases;
@@ -462,6 +469,74 @@ TEST_F(SavedFile, AFullDiskLeavesTheOldFile) {
     EXPECT_EQ(read(), old_bytes);
   }
   EXPECT_FALSE(f.save(0, folder + "/none/slot.bin").ok());
+}
+
+// Between the check and the last byte: said, and said what became of the slot.
+TEST_F(SavedFile, ChangedWhileItIsReadIsAnError) {
+  Filled f(KvType::q8_0, KvType::q8_0, 512);
+  f.append(0, 300, 1);
+  f.append(1, 270, 2);
+  ASSERT_TRUE(f.save(0, path).ok());
+  const Bytes good = read(), before = f.bytes(1);
+  for (const std::string how : {"changed", "shorter"}) {
+    put(good);
+    const Result<SavedSequence> saved = f.open(path);
+    ASSERT_TRUE(saved.ok()) << saved.error().message;
+    Bytes other = good;
+    if (how == "changed") {
+      other[good.size() / 2] ^= std::byte{1};
+    } else {
+      other.resize(good.size() / 2);
+    }
+    put(other);
+    ASSERT_EQ(f.bytes(1), before) << "opening a file touched the sequence";
+    saved->make_room(*f.cache, 1);
+    const Status status = saved->fill(*f.cache, 1);
+    ASSERT_FALSE(status.ok());
+    for (const std::string& word : {std::string("cannot be restored"), how, std::string("the slot is empty now")}) {
+      EXPECT_NE(status.error().message.find(word), std::string::npos) << status.error().message;
+    }
+    f.cache->erase(1);
+    put(good);
+    f.tokens[1].clear();
+    f.append(1, 270, 2);
+  }
+  Bytes token = good;  // the sum of another file, but not the tokens that were promised
+  token[kSavedHeaderBytes] ^= std::byte{1};
+  mend(token);
+  const Result<SavedSequence> saved = f.open(path);
+  ASSERT_TRUE(saved.ok());
+  put(token);
+  saved->make_room(*f.cache, 1);
+  EXPECT_FALSE(saved->fill(*f.cache, 1).ok());
+}
+
+// Whoever waits may leave before any piece: the old file stays, and nothing else does.
+TEST_F(SavedFile, GivenUpBeforeAnyPieceLeavesTheOldFile) {
+  Filled f(KvType::q8_0, KvType::q4_0, 512);
+  f.append(0, 300, 1);
+  f.append(1, 400, 2);
+  ASSERT_TRUE(f.save(0, path).ok());
+  const Bytes old_bytes = read(), before = f.bytes(1);
+  const int n_pieces = 2 * kLayers;
+  for (int left = 0; left <= n_pieces; ++left) {
+    int n = 0;
+    const KeepGoing few = [&] { return n++ < left; };
+    const Result<int64_t> written = save_sequence(path, f.id, f.tokens[1], *f.cache, 1, few);
+    ASSERT_EQ(written.ok(), left == n_pieces);
+    EXPECT_NE(::access((path + ".unfinished").c_str(), F_OK), 0);
+    if (!written) {
+      EXPECT_EQ(written.error().kind, ErrorKind::cancelled);
+      EXPECT_EQ(read(), old_bytes);
+    }
+    n = 0;
+    const Result<SavedSequence> saved = SavedSequence::open(path, f.id, true, 512, few);
+    ASSERT_EQ(saved.ok(), left == n_pieces);
+    if (!saved) {
+      EXPECT_EQ(saved.error().kind, ErrorKind::cancelled);
+    }
+    EXPECT_EQ(f.bytes(1), before);
+  }
 }
 
 TEST_F(SavedFile, OneWriterAtATime) {

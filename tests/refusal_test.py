@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Anything wrong gets one clear sentence and the right exit code; any signal fails. Every K x V pair really runs."""
-import os, shutil, struct, subprocess, sys, tempfile, time
+import os, resource, shutil, struct, subprocess, sys, tempfile, time
 sys.path[:0] = ["tests/support"]
 from harness import *
 
@@ -206,4 +206,18 @@ time.sleep(1)
 ticks = cpu_ticks(server.process.pid) - before
 check("an idle server costs nothing", ticks <= 2, f"{ticks} ticks of 10 ms in one second")
 check("an idle server ends cleanly", server.stop() == 0)
+# ---- no further thread: a stack that no address space holds
+def no_threads():
+    resource.setrlimit(resource.RLIMIT_STACK, (1 << 47, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+
+if resource.getrlimit(resource.RLIMIT_STACK)[1] == resource.RLIM_INFINITY:
+    for args, who in ((["serve", "--port", "0"], "serves HTTP"), (["chat", "-p", "Hi"], "the engine's thread")):
+        result = subprocess.run([f"{BIN}/bantam", *args, "-t", "1"], capture_output=True, text=True, timeout=120, preexec_fn=no_threads, stdin=subprocess.DEVNULL)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        check(f"{args[0]} without threads", result.returncode == 1 and len(errors) == 1 and "cannot start" in errors[0] and who in errors[0],
+              (result.returncode, result.stderr[-300:]))
+else:
+    not_run("start without threads", "the size of the stack is limited here")
+
 finish()

@@ -188,9 +188,78 @@ TEST(Scheduler, ForgottenCacheIsNotReused) {
   Scheduler scheduler(1, 256, 4);
   ASSERT_TRUE(scheduler.submit(request(1, prompt_of(10))).ok());
   scheduler.ran(scheduler.plan(64));
-  scheduler.release(0, true);
+  EXPECT_EQ(scheduler.fail(0), std::vector<int>{0});
   ASSERT_TRUE(scheduler.submit(request(2, prompt_of(10))).ok());
   EXPECT_EQ(scheduler.plan(64).rows.size(), 10u);
+}
+
+// A held slot is nobody's, serves others with what it holds, and delays only those who want it.
+TEST(Scheduler, HeldSlotsWaitAndShare) {
+  Scheduler scheduler(2, 256, 1);
+  ASSERT_TRUE(scheduler.submit(request(1, prompt_of(60), 1, 0)).ok());
+  run_alone(scheduler, 64);
+  scheduler.hold(0);
+  EXPECT_TRUE(scheduler.idle());
+  ASSERT_TRUE(scheduler.submit(request(2, prompt_of(70), -1, 0)).ok());
+  EXPECT_TRUE(scheduler.idle()) << "nothing can be planned for it";
+  EXPECT_TRUE(scheduler.plan(64).rows.empty());
+  ASSERT_TRUE(scheduler.submit(request(3, prompt_of(70))).ok());
+  EXPECT_FALSE(scheduler.idle());
+  const StepPlan plan = scheduler.plan(64);
+  EXPECT_EQ(slot_of(scheduler, 3), 1);
+  ASSERT_EQ(plan.changes.size(), 1u);
+  EXPECT_EQ(plan.changes[0].kind, CacheChange::Kind::copy);
+  EXPECT_EQ(plan.changes[0].from, 0);
+  EXPECT_EQ(plan.changes[0].n_keep, 60);
+  scheduler.ran(plan);
+  // As many may wait as beside an idle slot.
+  EXPECT_TRUE(scheduler.submit(request(4, prompt_of(5))).ok());
+  EXPECT_EQ(scheduler.submit(request(5, prompt_of(5))).error().kind, ErrorKind::busy);
+  EXPECT_TRUE(scheduler.cancel(3));
+  EXPECT_FALSE(scheduler.cancel(0)) << "no request has the held slot";
+  EXPECT_EQ(scheduler.slots()[0].phase, Phase::held);
+  EXPECT_EQ(scheduler.slots()[0].cached, prompt_of(60));
+  scheduler.plan(64);
+  EXPECT_EQ(slot_of(scheduler, 2), -1);
+  EXPECT_EQ(slot_of(scheduler, 4), 1);
+  scheduler.ran(scheduler.plan(64));
+  scheduler.let_go(0);
+  scheduler.plan(64);
+  EXPECT_EQ(slot_of(scheduler, 2), 0);
+}
+
+// Of a failed slot nothing is used again, nor of what others hold of the same beginning.
+TEST(Scheduler, FailuresAreForgottenByAllWhoBeganAlike) {
+  Scheduler scheduler(5, 512, 4, true);
+  for (int slot = 0; slot < 4; ++slot) {
+    const int first = slot == 1 ? 500 : 1;
+    ASSERT_TRUE(scheduler.submit(request(static_cast<uint64_t>(slot + 1), prompt_of(30, first), 1, slot)).ok());
+    run_alone(scheduler, 64);
+  }
+  scheduler.hold(3);
+  ASSERT_TRUE(scheduler.submit(request(7, prompt_of(400), -1, 2)).ok());  // begins alike and goes on
+  scheduler.ran(scheduler.plan(64));
+  ASSERT_TRUE(scheduler.submit(request(8, prompt_of(40), -1, 4)).ok());
+  scheduler.ran(scheduler.plan(64));
+  EXPECT_EQ(scheduler.fail(4), (std::vector<int>{0, 4}));
+  const auto slots = scheduler.slots();
+  for (const size_t i : {size_t{0}, size_t{4}}) EXPECT_TRUE(slots[i].cached.empty());
+  EXPECT_EQ(slots[4].phase, Phase::idle);
+  EXPECT_EQ(slots[1].reusable().size(), 30u);
+  // In use and held: as they were, but nobody begins with it.
+  EXPECT_EQ(slots[3].cached, prompt_of(30));
+  EXPECT_FALSE(slots[2].cached.empty());
+  for (const size_t i : {size_t{2}, size_t{3}}) EXPECT_TRUE(slots[i].reusable().empty());
+  scheduler.let_go(3);
+  EXPECT_TRUE(scheduler.cancel(7));
+  for (int slot = 0; slot < 5; ++slot) {
+    const auto id = static_cast<uint64_t>(20 + slot);
+    ASSERT_TRUE(scheduler.submit(request(id, prompt_of(20), 1, slot)).ok());
+    scheduler.plan(512);
+    EXPECT_EQ(scheduler.slots()[static_cast<size_t>(slot)].n_reused, 0) << slot;
+    EXPECT_TRUE(scheduler.cancel(id));
+    scheduler.ran({});
+  }
 }
 
 TEST(Scheduler, SharesTheLongestPrefixOfAnySlot) {
@@ -406,15 +475,17 @@ class Simulation {
       const bool burst = below(40) == 0;
       for (uint64_t n = below(4); n > 0 && left > 0 && (burst || has_room()); --n, --left) submit();
       if (below(shift_ ? 600 : 24) == 0) cancel_one();
+      hold_some();
       step();
       if (testing::Test::HasFailure()) return;
       idle_rounds = left == 0 ? idle_rounds + 1 : 0;
       ASSERT_LT(idle_rounds, 100000) << "requests never end";
     }
+    for (const auto& held : held_) scheduler_.let_go(held.first);
     EXPECT_TRUE(scheduler_.idle());
   }
 
-  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0, n_copies = 0, n_shifts = 0;
+  int n_done = 0, n_cancelled = 0, n_busy = 0, n_refused = 0, n_reused = 0, n_copies = 0, n_shifts = 0, n_holds = 0;
 
  private:
   bool has_room() const { return static_cast<int>(live_.size()) < n_slots_ + max_queue_; }
@@ -472,15 +543,33 @@ class Simulation {
     ++n_cancelled;
   }
 
+  // As a save does: an idle slot is taken for a while, and is then what it was.
+  void hold_some() {
+    const int slot = static_cast<int>(below(static_cast<uint64_t>(n_slots_)));
+    const Scheduler::Slot& state = scheduler_.slots()[static_cast<size_t>(slot)];
+    if (state.phase == Phase::idle && below(3) == 0) {
+      scheduler_.hold(slot);
+      held_[slot] = state.cached;
+      ++n_holds;
+    } else if (state.phase == Phase::held && below(2) == 0) {
+      ASSERT_EQ(state.cached, held_.at(slot));
+      ASSERT_EQ(model_.sequence(slot), held_.at(slot));
+      scheduler_.let_go(slot);
+      held_.erase(slot);
+    }
+  }
+
   void step() {
     const int budget = n_slots_ + static_cast<int>(below(30));
     std::vector<uint64_t> waiting;
     for (const auto& [id, tracked] : live_) {
       if (!tracked.started) waiting.push_back(id);
     }
+    const bool idle = scheduler_.idle();
     const StepPlan plan = scheduler_.plan(budget);
     ASSERT_LE(static_cast<int>(plan.rows.size()), budget);
-    ASSERT_EQ(plan.rows.empty(), live_.empty());
+    ASSERT_EQ(plan.rows.empty(), idle);
+    ASSERT_TRUE(live_.empty() ? idle : !idle || !held_.empty());
     for (const CacheChange& change : plan.changes) {
       n_copies += change.kind == CacheChange::Kind::copy ? 1 : 0;
       n_shifts += change.kind == CacheChange::Kind::shift ? 1 : 0;
@@ -502,7 +591,7 @@ class Simulation {
     bool any_idle = false;
     for (const Scheduler::Slot& slot : scheduler_.slots()) {
       any_idle = any_idle || slot.phase == Phase::idle;
-      if (slot.phase == Phase::idle) continue;
+      if (!slot.serving()) continue;
       ASSERT_TRUE(live_.contains(slot.request));
       ASSERT_TRUE(owners.insert(slot.request).second);
     }
@@ -532,7 +621,7 @@ class Simulation {
     for (const ScheduledRow& row : plan.rows) served.insert(row.slot);
     for (int i = 0; i < n_slots_; ++i) {
       const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(i)];
-      if (slot.phase == Phase::idle) continue;
+      if (!slot.serving()) continue;
       int& idle = live_.at(slot.request).steps_without_row;
       idle = served.contains(i) ? 0 : idle + 1;
       ASSERT_LE(idle, n_slots_) << "a slot starves";
@@ -572,13 +661,14 @@ class Simulation {
   Scheduler scheduler_;
   FakeModel model_;
   std::map<uint64_t, Tracked> live_;
+  std::map<int, std::vector<int32_t>> held_;  // what each held slot holds
   uint64_t next_id_ = 0;
 };
 
 TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
   const char* wanted = std::getenv("BANTAM_SEED");
   const uint64_t first = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 20261123;
-  int total = 0, done = 0, reused = 0, busy = 0, cancelled = 0, copies = 0;
+  int total = 0, done = 0, reused = 0, busy = 0, cancelled = 0, copies = 0, holds = 0;
   for (uint64_t i = 0; i < 24; ++i) {
     const uint64_t seed = first + i;
     const int n_slots = 1 + static_cast<int>(i % 6), max_queue = static_cast<int>(i % 4) * 7;
@@ -595,17 +685,19 @@ TEST(SchedulerSimulation, AnswersEqualSoloRuns) {
     busy += simulation.n_busy;
     cancelled += simulation.n_cancelled;
     copies += simulation.n_copies;
+    holds += simulation.n_holds;
   }
   std::printf(
       "seed %llu: %d requests, %d answered, %d busy, %d cancelled, %d prompt tokens reused, "
-      "%d prefixes of other slots\n",
-      static_cast<unsigned long long>(first), total, done, busy, cancelled, reused, copies);
+      "%d prefixes of other slots, %d slots held\n",
+      static_cast<unsigned long long>(first), total, done, busy, cancelled, reused, copies, holds);
   EXPECT_EQ(total, 24 * 1500);
   EXPECT_GT(done, 20000);
   EXPECT_GT(busy, 100);
   EXPECT_GT(cancelled, 1000);
   EXPECT_GT(reused, 10000);
   EXPECT_GT(copies, 1000);
+  EXPECT_GT(holds, 1000);
 }
 
 TEST(SchedulerSimulation, ShiftedAnswersEqualSoloRuns) {

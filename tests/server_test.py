@@ -219,9 +219,30 @@ with tempfile.TemporaryDirectory() as folder:
     held = server.json("GET", "/slots")[1][1]["n_cached"]
     status, data = server.json("POST", "/slots/1?action=restore", {"filename": "damaged.bin"})
     check("a damaged file", status == 400 and "damaged" in data["error"]["message"] and server.json("GET", "/slots")[1][1]["n_cached"] == held > 0, data)
+    # Clients see the name that they gave, not where the server keeps its files.
+    os.mkdir(os.path.join(folder, "taken.bin"))
+    for action, name, expected in (("restore", "none.bin", 400), ("restore", "damaged.bin", 400), ("restore", "taken.bin", 400), ("save", "taken.bin", 500)):
+        slot = 0 if action == "restore" else 1
+        status, data = server.json("POST", f"/slots/{slot}?action={action}", {"filename": name})
+        message = data["error"]["message"]
+        check(f"{action} of {name} names the file only", status == expected and f"'{name}'" in message and folder not in message
+              and os.path.basename(folder) not in message, (status, data))
+    os.rmdir(os.path.join(folder, "taken.bin"))
+    deadline = time.time() + 20
+    while time.time() < deadline and not any("taken.bin" in line for line in server.lines):
+        time.sleep(0.05)
+    check("the log has the path of a failure", any(os.path.join(folder, "taken.bin") in line for line in server.lines), server.lines[-5:])
     check("erase", server.json("POST", "/slots/1?action=erase")[1] == {"id_slot": 1, "n_erased": held})
     check("erased", server.json("GET", "/slots")[1][1]["n_cached"] == 0)
     check("GET of one slot", server.raw("GET", "/slots/0")[0] == 405)
+    ask = {**ASK, "id_slot": 0}
+    server.json("POST", "/v1/chat/completions", ask)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:  # answers on one slot, saves and restores of the other
+        text = pool.submit(lambda: [server.json("POST", "/v1/chat/completions", {**ASK, "id_slot": 1})[1]["choices"][0]["message"]["content"] for _ in range(12)])
+        moved = pool.submit(lambda: [server.json("POST", f"/slots/0?action={action}", {"filename": "a b.bin"})[0] for _ in range(6) for action in ("save", "restore")])
+        both = pool.submit(lambda: [server.json("POST", "/v1/chat/completions", ask)[1]["choices"][0]["message"]["content"] for _ in range(6)])
+        check("answers beside saves and restores", text.result() == [PARIS] * 12 and both.result() == [PARIS] * 6 and moved.result() == [200] * 12,
+              (text.result(), both.result(), moved.result()))
     server.stop()
     server = Server("-ctk", "q4_0", "--slot-save-path", folder)
     status, data = server.json("POST", "/slots/0?action=restore", {"filename": "a b.bin"})

@@ -2,6 +2,8 @@
 // in sleep, teams larger than the machine make progress.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
@@ -10,6 +12,7 @@
 #include <vector>
 
 #include "base/cpu_set.h"
+#include "base/thread.h"
 #include "base/thread_pool.h"
 
 namespace bantam {
@@ -243,6 +246,52 @@ TEST(ThreadPool, SetupsPlaceTheMembers) {
   });
   caller.join();
   EXPECT_EQ(CpuSet::of_this_thread(), all);
+}
+
+TEST(Worker, DoesAllInOrder) {
+  for (int round = 0; round < 50; ++round) {
+    std::vector<int> done;  // plain: TSan sees a missing order
+    {
+      Result<std::unique_ptr<Worker>> worker = Worker::start("a worker");
+      ASSERT_TRUE(worker.ok());
+      for (int i = 0; i < round; ++i) (*worker)->post([&done, i] { done.push_back(i); });
+    }
+    ASSERT_EQ(static_cast<int>(done.size()), round);
+    for (int i = 0; i < round; ++i) ASSERT_EQ(done[static_cast<size_t>(i)], i);
+  }
+}
+
+TEST(Thread, IsJoinedWhenItGoes) {
+  int done = 0;
+  {
+    Result<Thread> thread = Thread::start("a thread", [&] {
+      sleep_ms(20);
+      ++done;
+    });
+    ASSERT_TRUE(thread.ok());
+    const Thread moved = std::move(*thread);
+  }
+  EXPECT_EQ(done, 1);
+}
+
+// In a child of which the kernel wants no further thread.
+TEST(Thread, RefusedByTheKernelIsAnError) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit none{0, 0};
+    // Root is above this limit; whoever else runs the test is below it already.
+    if (::setrlimit(RLIMIT_NPROC, &none) != 0 || (::getuid() == 0 && ::setuid(65534) != 0)) ::_exit(10);
+    const Result<Thread> thread = Thread::start("the thread of the test", [] {});
+    if (thread.ok()) ::_exit(11);
+    const std::string& why = thread.error().message;
+    const bool clear = thread.error().kind == ErrorKind::failed && why.starts_with("cannot start the thread of the test: ") &&
+                       why.find("unavailable") != std::string::npos;
+    ::_exit(clear && !Worker::start("a worker").ok() ? 0 : 12);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status)) << status;
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST(CpuSet, MasksAndRanges) {

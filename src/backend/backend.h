@@ -118,6 +118,9 @@ class Backend {
   virtual void zero(std::byte* data, int64_t bytes) = 0;
   // Either side may be host memory; they do not overlap.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+  // The same by the calling thread alone: any thread may, also while a step runs that leaves these
+  // bytes alone.
+  virtual void transfer(std::byte* to, const std::byte* from, int64_t bytes) const = 0;
   // Reads and packs all pieces. `read` is called for one piece after the other, by one thread at a
   // time but not always the same; meanwhile the others pack. Stops at the first error of `read`.
   virtual Status pack(std::span<const PackPiece> pieces, const PackReader& read) = 0;

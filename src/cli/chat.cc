@@ -202,8 +202,10 @@ int run_chat(const CliOptions& given) {
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
   if (!loaded) return report_error(loaded.error());
   install_interrupts();
-  const std::unique_ptr<Engine> engine =
+  const Result<std::unique_ptr<Engine>> started =
       Engine::start(std::move(*loaded), 4, [](const std::string& text) { log_info("{}", text); });
+  if (!started) return report_error(started.error());
+  Engine* engine = started->get();
   const std::string& cache = options.prompt_cache;
   if (!cache.empty() && ::access(cache.c_str(), F_OK) == 0) {
     const Status read = change_cache(*engine, SlotAction::restore, cache);

@@ -3,9 +3,9 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <thread>
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "cli/commands.h"
 #include "server/server.h"
 
@@ -43,6 +43,23 @@ ServerOptions server_options(const CliOptions& options) {
   return server;
 }
 
+Result<std::unique_ptr<Engine>> start_engine(Result<std::unique_ptr<LoadedModel>> loaded) {
+  if (!loaded) return loaded.error();
+  return Engine::start(std::move(*loaded), 256,
+                       [](const std::string& text) { log_info("{}", text); });
+}
+
+void announce(const CliOptions& options, int port) {
+  const std::string place = ":" + std::to_string(port);
+  const bool bare_v6 = options.host.find(':') != std::string::npos;
+  log_info("server is listening on http://{}{}", bare_v6 ? "[" + options.host + "]" : options.host,
+           place);
+  if (options.page) {
+    log_info("open http://{}{} in a browser to chat; Ctrl-C ends the server",
+             url_host(options.host), place);
+  }
+}
+
 }  // namespace
 
 int run_serve(const CliOptions& options) {
@@ -59,33 +76,25 @@ int run_serve(const CliOptions& options) {
     log_warn("{} is reachable from other machines and there is no --api-key", options.host);
   }
   std::atomic<bool> loading{true};
-  std::thread io([&] {
+  Result<Thread> io = Thread::start("the thread that serves HTTP", [&] {
     (*server)->run(stop_fd);
     // A signal while weights are read: there is nothing to end in order, and reading may take
     // minutes from a memory card.
     if (loading.load()) _exit(0);
   });
+  if (!io) return report_error(io.error());
   Result<std::unique_ptr<LoadedModel>> loaded = load_with_progress(options);
   loading.store(false);
+  Result<std::unique_ptr<Engine>> engine = start_engine(std::move(loaded));
   int code = 0;
-  std::unique_ptr<Engine> engine;
-  if (loaded) {
-    engine = Engine::start(std::move(*loaded), 256,
-                           [](const std::string& text) { log_info("{}", text); });
-    (*server)->set_engine(engine.get());
-    const std::string port = ":" + std::to_string((*server)->port());
-    const bool bare_v6 = options.host.find(':') != std::string::npos;
-    log_info("server is listening on http://{}{}",
-             bare_v6 ? "[" + options.host + "]" : options.host, port);
-    if (options.page) {
-      log_info("open http://{}{} in a browser to chat; Ctrl-C ends the server",
-               url_host(options.host), port);
-    }
+  if (engine) {
+    (*server)->set_engine(engine->get());
+    announce(options, (*server)->port());
   } else {
-    code = report_error(loaded.error());
+    code = report_error(engine.error());
     (*server)->stop();
   }
-  io.join();
+  io->join();
   return code;
 }
 

@@ -47,6 +47,7 @@ class CpuBackend final : public Backend {
   Status reserve(const ComputeShape& shape) override;
   void zero(std::byte* data, int64_t bytes) override;
   void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
+  void transfer(std::byte* to, const std::byte* from, int64_t bytes) const override;
   Status pack(std::span<const PackPiece> pieces, const PackReader& read) override;
 
   void embed(const Matrix& table, std::span<const int32_t> tokens, float* x) override;

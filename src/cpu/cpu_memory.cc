@@ -95,6 +95,10 @@ void CpuBackend::copy(std::byte* to, const std::byte* from, int64_t bytes) {
   });
 }
 
+void CpuBackend::transfer(std::byte* to, const std::byte* from, int64_t bytes) const {
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
 void CpuBackend::pack_piece(const PackPiece& piece, const std::byte* rows) const {
   const Matrix& w = *piece.w;
   const int64_t group_bytes = packed_group_bytes(w.type, w.cols);

@@ -5,16 +5,17 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
-#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <random>
-#include <thread>
 #include <utility>
 
 #include "base/limits.h"
+#include "base/thread.h"
 #include "engine/scheduler.h"
+#include "engine/slot_jobs.h"
 #include "engine/stop.h"
 #include "text/utf8_stream.h"
 
@@ -58,6 +59,11 @@ struct Engine::Impl {
       : model(loaded),
         scheduler(loaded.report().n_slots, loaded.report().n_ctx, max_queue,
                   loaded.model().options().shifts),
+        slot_jobs(loaded, scheduler,
+                  [this] {
+                    { const std::lock_guard lock(mutex); }
+                    wake.notify_all();
+                  }),
         note(std::move(log)),
         // Few rows first: how long one takes on this machine is not known yet.
         row_budget(std::min(8, loaded.model().options().max_rows)) {
@@ -81,16 +87,7 @@ struct Engine::Impl {
   void emit(Running& running, int slot, std::string text);
   void publish();
 
-  struct SlotJob {
-    SlotAction action;
-    int slot;
-    std::string path;
-    SlotSink sink;
-    GivenUp given_up;
-  };
   void run_slot_jobs();
-  void end_slot_job(const SlotJob& job, const Result<SlotDone>& result);
-  Result<SlotDone> do_slot_job(const SlotJob& job);
 
   struct Mail {
     uint64_t id;
@@ -99,27 +96,26 @@ struct Engine::Impl {
     GenSink sink;
   };
 
+  mutable std::mutex mutex;
+  std::condition_variable wake;
+
   LoadedModel& model;
   Scheduler scheduler;
+  SlotJobs slot_jobs;
   std::function<void(const std::string&)> note;
   std::map<uint64_t, Running> running;
   std::vector<BatchRow> rows;
   std::vector<int32_t> end_tokens;
-  std::deque<SlotJob> slot_jobs;  // taken, waiting for their slots
   int row_budget;
 
-  mutable std::mutex mutex;
-  std::condition_variable wake;
   std::deque<Mail> mail;             // guarded by mutex
-  std::deque<SlotJob> slot_mail;     // guarded by mutex
   std::vector<SlotInfo> slot_infos;  // guarded by mutex
   EngineMetrics totals;              // guarded by mutex
-  int n_slot_jobs = 0;               // guarded by mutex: accepted and not yet ended
   int n_waiting = 0;                 // guarded by mutex: accepted and not yet ended
   bool stopping = false;             // guarded by mutex
   int max_waiting = 0;
   std::atomic<uint64_t> next_id{1};
-  std::thread thread;
+  std::optional<Thread> thread;
 };
 
 void Engine::Impl::begin(uint64_t id, GenRequest request, GenSink sink) {
@@ -160,10 +156,8 @@ void Engine::Impl::take_mail() {
   {
     std::unique_lock lock(mutex);
     wake.wait(lock,
-              [&] { return stopping || !mail.empty() || !slot_mail.empty() || !scheduler.idle(); });
+              [&] { return stopping || !mail.empty() || slot_jobs.ready() || !scheduler.idle(); });
     taken.swap(mail);
-    std::move(slot_mail.begin(), slot_mail.end(), std::back_inserter(slot_jobs));
-    slot_mail.clear();
   }
   for (Mail& item : taken) {
     if (!item.is_cancel) {
@@ -182,7 +176,7 @@ void Engine::Impl::end(uint64_t id, StopReason reason) {
   event.n_prompt = static_cast<int>(r.request.prompt.size());
   for (size_t i = 0; i < scheduler.slots().size(); ++i) {
     const Scheduler::Slot& slot = scheduler.slots()[i];
-    if (slot.phase == Scheduler::Slot::Phase::idle || slot.request != id) continue;
+    if (!slot.serving() || slot.request != id) continue;
     event.slot = static_cast<int>(i);
     event.truncated = slot.n_shifted > 0;
   }
@@ -227,7 +221,8 @@ void Engine::Impl::emit(Running& r, int slot, std::string text) {
   r.sink(event);
 }
 
-// Ends the request of a slot with an error. Its cache may hold NaN and is not used again.
+// Ends the request of a slot with an error. Its cache may hold NaN, and so may others that begin
+// alike: none of it is used again.
 void Engine::Impl::fail_slot(int slot, Error error) {
   GenEvent event;
   event.kind = GenEventKind::error;
@@ -236,8 +231,7 @@ void Engine::Impl::fail_slot(int slot, Error error) {
   event.error = std::move(error);
   const GenSink sink = std::move(running.at(event.id).sink);
   running.erase(event.id);
-  scheduler.release(slot, true);
-  model.truncate(slot, 0);
+  for (const int forgotten : scheduler.fail(slot)) model.truncate(forgotten, 0);
   {
     const std::lock_guard lock(mutex);
     --n_waiting;
@@ -376,66 +370,12 @@ void Engine::Impl::run_step() {
   publish();
 }
 
-Result<SlotDone> Engine::Impl::do_slot_job(const SlotJob& job) {
-  const Clock::time_point start = Clock::now();
-  const std::vector<int32_t>& cached = scheduler.slots()[static_cast<size_t>(job.slot)].cached;
-  SlotDone done{job.slot, static_cast<int>(cached.size())};
-  switch (job.action) {
-    case SlotAction::save: {
-      if (cached.empty())
-        return refused("slot " + std::to_string(job.slot) + " is empty: there is nothing to save");
-      const Result<int64_t> written = model.model().save(job.slot, cached, job.path);
-      if (!written) return written.error();
-      done.n_bytes = *written;
-      break;
-    }
-    case SlotAction::restore: {
-      Result<RestoredSequence> restored = model.model().restore(job.slot, job.path);
-      if (!restored) {
-        // Either as it was or empty.
-        if (model.length(job.slot) == 0) scheduler.refill(job.slot, {});
-        return restored.error();
-      }
-      done.n_tokens = static_cast<int>(restored->tokens.size());
-      done.n_bytes = restored->n_bytes;
-      scheduler.refill(job.slot, std::move(restored->tokens), restored->n_exact);
-      break;
-    }
-    case SlotAction::erase:
-      model.truncate(job.slot, 0);
-      scheduler.refill(job.slot, {});
-      break;
-  }
-  done.ms = ms_between(start, Clock::now());
-  return done;
-}
-
-// Before a waiting request takes the slot; jobs of one slot keep their order.
+// Before a waiting request takes the slot.
 void Engine::Impl::run_slot_jobs() {
-  for (auto job = slot_jobs.begin(); job != slot_jobs.end();) {
-    if (job->given_up != nullptr && job->given_up->load()) {
-      end_slot_job(*job, Error{ErrorKind::cancelled, "the client left"});
-      job = slot_jobs.erase(job);
-      continue;
-    }
-    const Scheduler::Slot& slot = scheduler.slots()[static_cast<size_t>(job->slot)];
-    if (slot.phase != Scheduler::Slot::Phase::idle) {
-      ++job;
-      continue;
-    }
-    const Result<SlotDone> done = do_slot_job(*job);
-    publish();
-    end_slot_job(*job, done);
-    job = slot_jobs.erase(job);
-  }
-}
-
-void Engine::Impl::end_slot_job(const SlotJob& job, const Result<SlotDone>& result) {
-  {
-    const std::lock_guard lock(mutex);
-    --n_slot_jobs;
-  }
-  job.sink(result);
+  if (!slot_jobs.ready()) return;
+  const std::vector<EndedSlotJob> ended = slot_jobs.run();
+  publish();
+  for (const EndedSlotJob& job : ended) job.sink(job.result);
 }
 
 void Engine::Impl::publish() {
@@ -447,7 +387,7 @@ void Engine::Impl::publish() {
     SlotInfo info;
     info.id = static_cast<int>(i);
     info.n_ctx = scheduler.n_ctx();
-    info.is_processing = slot.phase != Scheduler::Slot::Phase::idle;
+    info.is_processing = slot.serving();
     info.request = slot.request;
     info.n_cached = static_cast<int>(slot.cached.size());
     info.n_decoded = slot.n_generated;
@@ -480,21 +420,23 @@ void Engine::Impl::loop() {
   }
   take_mail();  // what came after the last look, so that every request gets its last event
   while (!running.empty()) end(running.begin()->first, StopReason::cancelled);
-  for (const SlotJob& job : slot_jobs)
-    end_slot_job(job, Error{ErrorKind::cancelled, "the engine ends"});
+  for (const EndedSlotJob& job : slot_jobs.end_all()) job.sink(job.result);
 }
 
 Engine::Engine() = default;
 
-std::unique_ptr<Engine> Engine::start(std::unique_ptr<LoadedModel> model, int max_queue,
-                                      std::function<void(const std::string&)> note) {
+Result<std::unique_ptr<Engine>> Engine::start(std::unique_ptr<LoadedModel> model, int max_queue,
+                                              std::function<void(const std::string&)> note) {
   std::unique_ptr<Engine> engine(new Engine);
   engine->model_ = std::move(model);
   engine->impl_ = std::make_unique<Impl>(*engine->model_, max_queue, std::move(note));
   Impl& impl = *engine->impl_;
   impl.max_waiting = max_queue + engine->model_->report().n_slots;
   impl.publish();
-  impl.thread = std::thread([&impl] { impl.loop(); });
+  if (Status status = impl.slot_jobs.start(); !status) return status.error();
+  Result<Thread> thread = Thread::start("the engine's thread", [&impl] { impl.loop(); });
+  if (!thread) return thread.error();
+  impl.thread.emplace(std::move(*thread));
   return engine;
 }
 
@@ -504,7 +446,7 @@ Engine::~Engine() {
     impl_->stopping = true;
   }
   impl_->wake.notify_all();
-  impl_->thread.join();
+  impl_->thread.reset();
 }
 
 Result<uint64_t> Engine::submit(GenRequest request, GenSink sink) {
@@ -562,18 +504,8 @@ Status Engine::change_slot(SlotAction action, int slot, std::string path, SlotSi
   }
   if (action != SlotAction::erase && !model_->model().options().saves)
     return refused("the engine was started without saving slots");
-  {
-    const std::lock_guard lock(impl_->mutex);
-    if (impl_->n_slot_jobs >= 2 * n_slots + 16) {
-      return Error{ErrorKind::busy, std::to_string(impl_->n_slot_jobs) +
-                                        " changes of slots are waiting already; try again later"};
-    }
-    ++impl_->n_slot_jobs;
-    impl_->slot_mail.push_back(
-        {action, slot, std::move(path), std::move(sink), std::move(given_up)});
-  }
-  impl_->wake.notify_all();
-  return Ok{};
+  return impl_->slot_jobs.add(
+      {action, slot, std::move(path), std::move(sink), std::move(given_up)});
 }
 
 std::vector<SlotInfo> Engine::slots() const {

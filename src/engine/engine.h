@@ -3,7 +3,6 @@
 // commands. Never prints, never exits.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,6 +15,7 @@
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/slot_jobs.h"
 
 namespace bantam {
 
@@ -85,26 +85,14 @@ struct EngineMetrics {
   int64_t kv_cells = 0;
 };
 
-// What is done to a slot's cache between steps, once the slot is idle.
-enum class SlotAction { save, restore, erase };
-
-struct SlotDone {
-  int slot = 0;
-  int n_tokens = 0;     // saved, restored or erased
-  int64_t n_bytes = 0;  // of the file
-  double ms = 0;
-};
-
-using SlotSink = std::function<void(const Result<SlotDone>&)>;
-// Set by whoever asked once nobody waits for the answer; may be null.
-using GivenUp = std::shared_ptr<const std::atomic<bool>>;
-
 class Engine {
  public:
   // Takes the model and starts the engine thread. max_queue: requests waiting beyond the slots.
-  // note: called on the engine thread with a sentence for the log.
-  static std::unique_ptr<Engine> start(std::unique_ptr<LoadedModel> model, int max_queue = 256,
-                                       std::function<void(const std::string&)> note = {});
+  // note: called on the engine thread with a sentence for the log. Error: the kernel refuses a
+  // thread.
+  static Result<std::unique_ptr<Engine>> start(std::unique_ptr<LoadedModel> model,
+                                               int max_queue = 256,
+                                               std::function<void(const std::string&)> note = {});
   ~Engine();  // cancels everything, joins
 
   const LoadedModel& model() const { return *model_; }  // immutable facts, tokenizer: any thread
@@ -116,10 +104,11 @@ class Engine {
   // Ends the request within one step with StopReason::cancelled. Unknown ids are ignored.
   void cancel(uint64_t id);
 
-  // Saves a slot to a file, restores it from one, or erases it. Errors at once: refused (no such
-  // slot; saving without EngineOptions::saves). The sink runs once, on the engine thread.
+  // Saves a slot to a file, restores it from one, or erases it, once the slot is idle; while its
+  // file is written or read the other slots go on. Errors at once: refused (no such slot; saving
+  // without EngineOptions::saves), busy. The sink runs once, on the engine thread.
   Status change_slot(SlotAction action, int slot, std::string path, SlotSink sink,
-                     GivenUp given_up = nullptr);
+                     GivenUp given_up = {});
 
   std::vector<SlotInfo> slots() const;
   EngineMetrics metrics() const;

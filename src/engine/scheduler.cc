@@ -40,10 +40,9 @@ Status Scheduler::submit(ScheduledRequest request) {
                    std::to_string(slots_.size() - 1));
   }
   // max_queue requests wait beyond the slots: those that the next plan() takes are not waiting.
-  const auto n_idle = std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) {
-    return slot.phase == Slot::Phase::idle;
-  });
-  if (n_queued() >= max_queue_ + static_cast<int>(n_idle)) {
+  const auto n_serving =
+      std::count_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.serving(); });
+  if (n_queued() + static_cast<int>(n_serving) >= max_queue_ + static_cast<int>(slots_.size())) {
     return Error{ErrorKind::busy,
                  "the queue is full (" + std::to_string(max_queue_) + " requests)"};
   }
@@ -58,7 +57,7 @@ bool Scheduler::cancel(uint64_t id) {
     return true;
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].phase == Slot::Phase::idle || slots_[i].request != id) continue;
+    if (!slots_[i].serving() || slots_[i].request != id) continue;
     release(static_cast<int>(i));
     return true;
   }
@@ -217,7 +216,7 @@ void Scheduler::shifted(const CacheChange& shift) {
   cut(slot.cached);
   cut(slot.tokens);
   slot.n_prompt -= std::clamp(slot.n_prompt - shift.n_keep, 0, shift.n_discard);
-  slot.n_exact = shift.n_keep;
+  slot.n_exact = std::min(slot.n_exact, shift.n_keep);
   slot.n_shifted += shift.n_discard;
 }
 
@@ -247,31 +246,67 @@ StopReason Scheduler::sampled(int index, int32_t token, StopReason reason) {
   return StopReason::none;
 }
 
-void Scheduler::release(int index, bool forget) {
+void Scheduler::release(int index) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.phase = Slot::Phase::idle;
   slot.request = 0;
   slot.tokens.clear();
-  if (forget) {
-    slot.cached.clear();
-    slot.n_exact = kAllExact;
-  }
+  slot.last_used = ++clock_;
+}
+
+void Scheduler::forget(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  slot.cached.clear();
+  slot.n_exact = kAllExact;
   // A slot with nothing to lose is taken first.
-  slot.last_used = forget ? 0 : ++clock_;
+  slot.last_used = 0;
+}
+
+std::vector<int> Scheduler::fail(int index) {
+  CHECK(changes_.empty());
+  release(index);
+  const std::vector<int32_t> bad = slots_[static_cast<size_t>(index)].cached;
+  std::vector<int> forgotten;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const int other = static_cast<int>(i);
+    // Which position went bad first is not known, so nothing behind a common beginning is good.
+    if (other != index && common_prefix(slots_[i].cached, bad) == 0) continue;
+    if (slots_[i].phase != Slot::Phase::idle) {
+      slots_[i].n_exact = 0;
+      continue;
+    }
+    forget(other);
+    forgotten.push_back(other);
+  }
+  return forgotten;
 }
 
 void Scheduler::refill(int index, std::vector<int32_t> cached, int n_exact) {
   Slot& slot = slots_[static_cast<size_t>(index)];
-  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  CHECK(!slot.serving() && changes_.empty());
+  if (cached.empty()) return forget(index);
   slot.cached = std::move(cached);
   slot.n_exact = n_exact;
-  slot.last_used = slot.cached.empty() ? 0 : ++clock_;
+  slot.last_used = ++clock_;
+}
+
+void Scheduler::hold(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::idle && changes_.empty());
+  slot.phase = Slot::Phase::held;
+}
+
+void Scheduler::let_go(int index) {
+  Slot& slot = slots_[static_cast<size_t>(index)];
+  CHECK(slot.phase == Slot::Phase::held);
+  slot.phase = Slot::Phase::idle;
 }
 
 bool Scheduler::idle() const {
-  return queue_.empty() && std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
-           return slot.phase == Slot::Phase::idle;
-         });
+  const auto serving = [](const Slot& slot) { return slot.serving(); };
+  const auto could_start = [this](const ScheduledRequest& r) { return choose_slot(r).has_value(); };
+  return std::none_of(slots_.begin(), slots_.end(), serving) &&
+         std::none_of(queue_.begin(), queue_.end(), could_start);
 }
 
 }  // namespace bantam

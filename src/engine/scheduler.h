@@ -54,11 +54,13 @@ class Scheduler {
  public:
   static constexpr int kAllExact = std::numeric_limits<int>::max();
   struct Slot {
-    enum class Phase { idle, prefill, generate } phase = Phase::idle;
+    // held: no request has it, and none gets it before let_go().
+    enum class Phase { idle, prefill, generate, held } phase = Phase::idle;
     uint64_t request = 0;
     std::vector<int32_t> cached;  // tokens whose keys and values are in the cache
-    // Of these the first n_exact depend on no token that a shift has taken out: only they serve
-    // other requests, so that answers do not depend on what a slot did before.
+    // Of these the first n_exact depend on no token that a shift has taken out, and may not be bad
+    // (fail()): only they serve other requests, so that answers do not depend on what a slot did
+    // before.
     int n_exact = kAllExact;
     std::vector<int32_t> tokens;  // prompt and generated tokens of the present request, as shifted
     int n_prompt = 0;
@@ -72,6 +74,7 @@ class Scheduler {
 
     // What of `cached` another request may begin with.
     std::span<const int32_t> reusable() const;
+    bool serving() const { return phase == Phase::prefill || phase == Phase::generate; }
   };
 
   // shift: a full context loses whole pages and goes on, where it has two or more.
@@ -92,18 +95,29 @@ class Scheduler {
   // ends: the token is an end or a stop string matched (eos or word given by the caller through
   // `reason`).
   StopReason sampled(int slot, int32_t token, StopReason reason);
-  // Frees a slot whose request is over. forget: its cached tokens must not be used again.
-  void release(int slot, bool forget = false);
-  // What the cache of an idle slot (CHECK) holds from now on.
+  // Frees a slot whose request is over; its cached tokens stay useful.
+  void release(int slot);
+  // Frees a slot whose request failed, with values that are not numbers. Whatever any slot holds of
+  // the same beginning may hold them too: taken from there, or computed from the same tokens.
+  // Returns the slots that forget all they hold, this one and idle ones, for the cache to do the
+  // same; what the others hold serves no further request.
+  std::vector<int> fail(int slot);
+  // What the cache of a slot without a request (CHECK) holds from now on.
   void refill(int slot, std::vector<int32_t> cached, int n_exact = kAllExact);
+  // Keeps an idle slot (CHECK) from requests, and its cached tokens as they are; others may still
+  // begin with them.
+  void hold(int slot);
+  void let_go(int slot);
 
   std::span<const Slot> slots() const { return slots_; }
   int n_queued() const { return static_cast<int>(queue_.size()); }
+  // Nothing to plan: no request has a slot, and none that waits could have one now.
   bool idle() const;
   int n_ctx() const { return n_ctx_; }
 
  private:
   void assign();
+  void forget(int slot);
   void take_rows(StepPlan& plan, int slot, int n) const;
   std::optional<int> choose_slot(const ScheduledRequest& request) const;
   void start(int slot, ScheduledRequest request);

@@ -150,9 +150,9 @@ std::span<const std::byte> KvCache::read_page(int seq, int page, int layer,
                                               std::span<std::byte> out) const {
   CHECK(page < n_pages(seq) && static_cast<int64_t>(out.size()) >= page_bytes());
   const int32_t physical = pages(seq)[page];
-  backend_.copy(out.data(), k_pages(layer) + physical * page_bytes_k_, page_bytes_k_);
-  backend_.copy(out.data() + page_bytes_k_, v_pages(layer) + physical * page_bytes_v_,
-                page_bytes_v_);
+  backend_.transfer(out.data(), k_pages(layer) + physical * page_bytes_k_, page_bytes_k_);
+  backend_.transfer(out.data() + page_bytes_k_, v_pages(layer) + physical * page_bytes_v_,
+                    page_bytes_v_);
   return out.first(static_cast<size_t>(page_bytes()));
 }
 
@@ -160,9 +160,9 @@ void KvCache::write_page(int seq, int page, int layer, std::span<const std::byte
   CHECK(page < n_pages(seq) && static_cast<int64_t>(bytes.size()) == page_bytes());
   const int32_t physical = pages(seq)[page];
   CHECK(references(physical) == 1);
-  backend_.copy(k_pages(layer) + physical * page_bytes_k_, bytes.data(), page_bytes_k_);
-  backend_.copy(v_pages(layer) + physical * page_bytes_v_, bytes.data() + page_bytes_k_,
-                page_bytes_v_);
+  backend_.transfer(k_pages(layer) + physical * page_bytes_k_, bytes.data(), page_bytes_k_);
+  backend_.transfer(v_pages(layer) + physical * page_bytes_v_, bytes.data() + page_bytes_k_,
+                    page_bytes_v_);
 }
 
 void KvCache::adopt(int seq, int n, int n_kept, int moved) {

@@ -49,7 +49,9 @@ class KvCache {
   int n_kept(int seq) const { return sequences_[static_cast<size_t>(seq)].n_kept; }
   int moved(int seq) const { return sequences_[static_cast<size_t>(seq)].moved; }
 
-  // Pages as bytes, of one layer, for saved files: K, then V.
+  // Pages as bytes, of one layer, for saved files: K, then V. Any thread may, while nobody changes
+  // this sequence; what happens to the others does not matter, as its pages are written by nobody
+  // else. Only pages that it shares with none may be written.
   std::span<const std::byte> read_page(int seq, int page, int layer,
                                        std::span<std::byte> out) const;
   void write_page(int seq, int page, int layer, std::span<const std::byte> bytes);

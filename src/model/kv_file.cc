@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "base/bytes.h"
+#include "base/file_header.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "codec/kv_check.h"
@@ -16,9 +16,9 @@ namespace bantam {
 
 namespace {
 
-constexpr uint64_t kMagic = 0x00514553544e4142;  // "BANTSEQ\0"
-// Counts the changes of this format, of the cache's layout and of the arithmetic behind it.
-constexpr uint32_t kVersion = 1;
+// "BANTSEQ\0"; the version counts the changes of this format, of the cache's layout and of the
+// arithmetic behind it.
+constexpr FileFormat kFormat{0x00514553544e4142, 1, "saved sequence", ErrorKind::refused};
 constexpr size_t kNameBytes = 8;
 constexpr int64_t kSumBytes = 8;
 
@@ -133,6 +133,10 @@ const char* page_fault(const SavedHeader& header, int page, std::span<const std:
   return nullptr;
 }
 
+bool stopped(const KeepGoing& keep_going) { return keep_going && !keep_going(); }
+
+Error gave_up() { return {ErrorKind::cancelled, "nobody waits for it any more"}; }
+
 class Mixer {
  public:
   void add(int64_t value) { hash_ = hash_mix(hash_, static_cast<uint64_t>(value)); }
@@ -185,40 +189,26 @@ int64_t SavedHeader::file_bytes() const {
 
 std::array<std::byte, kSavedHeaderBytes> encode_saved_header(const SavedHeader& h) {
   std::array<std::byte, kSavedHeaderBytes> bytes{};
-  size_t at = 0;
-  const auto put = [&](const auto& value) {
-    CHECK(at + sizeof(value) <= bytes.size());
-    std::memcpy(bytes.data() + at, &value, sizeof(value));
-    at += sizeof(value);
-  };
-  put(kMagic);
-  put(kVersion);
-  put(static_cast<uint32_t>(kSavedHeaderBytes));
-  put(static_cast<uint64_t>(h.file_bytes()));
-  put(h.id.model);
-  put(h.id.config);
-  put(h.id.rope);
-  put(name_of(h.id.type_k));
-  put(name_of(h.id.type_v));
+  HeaderWriter writer(kFormat, bytes);
+  writer.put(static_cast<uint32_t>(kSavedHeaderBytes));
+  writer.put(static_cast<uint64_t>(h.file_bytes()));
+  writer.put(h.id.model);
+  writer.put(h.id.config);
+  writer.put(h.id.rope);
+  writer.put(name_of(h.id.type_k));
+  writer.put(name_of(h.id.type_v));
   for (const int number : {h.id.rotation_k, h.id.rotation_v, h.id.n_layers, h.id.n_heads,
                            h.id.n_kv_heads, h.id.head_dim, h.id.n_vocab, kPagePositions, h.n_tokens,
                            h.n_kept, h.moved, 0, 0, 0, 0, 0}) {
-    put(static_cast<int32_t>(number));
+    writer.put(static_cast<int32_t>(number));
   }
-  put(hash_bytes(std::span(bytes).first(at)));
-  CHECK(at == bytes.size());
+  writer.finish();
   return bytes;
 }
 
 Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_t file_bytes) {
-  ByteReader reader(bytes);
-  if (reader.read<uint64_t>() != kMagic) return refused("it is no saved sequence");
-  const auto version = reader.read<uint32_t>();
-  if (reader.failed() || version != kVersion) {
-    return refused("its format is version " + std::to_string(version) + ", expected " +
-                   std::to_string(kVersion) +
-                   (version > kVersion ? "; a newer bantam wrote it" : ""));
-  }
+  HeaderReader reader(kFormat, bytes);
+  if (Status status = reader.begin(); !status) return status.error();
   const auto header_bytes = reader.read<uint32_t>();
   const auto said_bytes = reader.read<uint64_t>();
   SavedHeader h;
@@ -234,12 +224,7 @@ Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_
     *number = reader.read<int32_t>();
   }
   for (int i = 0; i < 5; ++i) spare |= reader.read<int32_t>();
-  const size_t summed = reader.offset();
-  const auto sum = reader.read<uint64_t>();
-  if (reader.failed()) {
-    return refused("it ends at byte " + std::to_string(file_bytes) + ", inside its header");
-  }
-  if (sum != hash_bytes(bytes.first(summed))) return refused("its header is damaged");
+  if (Status status = reader.end(file_bytes); !status) return status.error();
   Result<KvType> type_k = type_of(k), type_v = type_of(v);
   if (!type_k) return type_k.error();
   if (!type_v) return type_v.error();
@@ -257,7 +242,8 @@ Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_
   return h;
 }
 
-Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHeader& header) {
+Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHeader& header,
+                                         const KeepGoing& keep_going) {
   Source source(file);
   Result<std::vector<int32_t>> tokens = read_front(source, header);
   if (!tokens) return tokens.error();
@@ -265,6 +251,7 @@ Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHead
   const char* fault = nullptr;
   for (int page = 0; page < header.n_pages(); ++page) {
     for (int layer = 0; layer < header.id.n_layers; ++layer) {
+      if (stopped(keep_going)) return gave_up();
       if (Status status = source.next(buffer); !status) return status.error();
       if (fault == nullptr) fault = page_fault(header, page, buffer);
     }
@@ -284,7 +271,7 @@ Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHead
 
 Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& id,
                               std::span<const int32_t> tokens, const KvCache& cache, int seq,
-                              AtomicFile::Hook hook) {
+                              const KeepGoing& keep_going, AtomicFile::Hook hook) {
   const auto n = static_cast<int>(tokens.size());
   CHECK(n == cache.length(seq) && n > 0);
   const SavedHeader header{id, n, cache.n_kept(seq), cache.moved(seq)};
@@ -301,6 +288,7 @@ Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& i
   std::vector<std::byte> buffer(static_cast<size_t>(cache.page_bytes()));
   for (int page = 0; page < header.n_pages(); ++page) {
     for (int layer = 0; layer < id.n_layers; ++layer) {
+      if (stopped(keep_going)) return gave_up();
       if (Status s = put(cache.read_page(seq, page, layer, buffer)); !s) return s.error();
     }
   }
@@ -312,63 +300,75 @@ Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& i
 
 namespace {
 
-Result<RestoredSequence> restore_from(const MappedFile& file, const SequenceIdentity& id,
-                                      bool shifts, KvCache& cache, int seq) {
+Error about(const std::string& path, const Error& error) {
+  return {error.kind, "'" + path + "' cannot be restored: " + error.message};
+}
+
+Result<std::vector<int32_t>> check_file(const MappedFile& file, const SequenceIdentity& id,
+                                        bool shifts, int n_ctx, const KeepGoing& keep_going,
+                                        SavedHeader& header) {
   std::array<std::byte, kSavedHeaderBytes> start{};
   const size_t n = static_cast<size_t>(std::min<uint64_t>(start.size(), file.size()));
   const std::span<std::byte> front(start.data(), n);
   if (Status status = file.read(0, front); !status) return status.error();
-  const Result<SavedHeader> header = parse_saved_header(front, file.size());
-  if (!header) return header.error();
-  if (Status status = compare(header->id, id); !status) return status.error();
-  if (header->n_tokens > cache.n_ctx()) {
-    return refused("it holds " + std::to_string(header->n_tokens) +
-                   " positions, expected at most " + std::to_string(cache.n_ctx()) +
-                   ": start with a larger -c");
+  const Result<SavedHeader> parsed = parse_saved_header(front, file.size());
+  if (!parsed) return parsed.error();
+  header = *parsed;
+  if (Status status = compare(header.id, id); !status) return status.error();
+  if (header.n_tokens > n_ctx) {
+    return refused("it holds " + std::to_string(header.n_tokens) + " positions, expected at most " +
+                   std::to_string(n_ctx) + ": start with a larger -c");
   }
-  if (header->moved > 0 && !shifts)
+  if (header.moved > 0 && !shifts)
     return refused("its context was shifted: start with --context-shift");
-  Result<std::vector<int32_t>> tokens = check_saved(file, *header);
-  if (!tokens) return tokens.error();
-  // Everything is known to be good; only now the sequence changes.
-  cache.erase(seq);
-  cache.adopt(seq, header->n_tokens, header->n_kept, header->moved);
-  Source source(file);
-  Status status = Ok{};
-  if (Result<std::vector<int32_t>> again = read_front(source, *header); !again) {
-    status = again.error();
-  }
-  std::vector<std::byte> buffer(static_cast<size_t>(cache.page_bytes()));
-  for (int page = 0; status.ok() && page < header->n_pages(); ++page) {
-    for (int layer = 0; status.ok() && layer < id.n_layers; ++layer) {
-      status = source.next(buffer);
-      if (status) cache.write_page(seq, page, layer, buffer);
-    }
-  }
-  if (status) {
-    const Result<bool> agrees = source.sum_agrees();
-    if (!agrees || !*agrees) status = refused("it changed while it was read");
-  }
-  if (!status) {
-    cache.erase(seq);
-    return status.error();
-  }
-  const int n_exact = header->moved > 0 ? header->n_kept * kPagePositions : header->n_tokens;
-  return RestoredSequence{std::move(*tokens), header->file_bytes(), n_exact};
+  return check_saved(file, header, keep_going);
 }
 
 }  // namespace
 
-Result<RestoredSequence> restore_sequence(const std::string& path, const SequenceIdentity& id,
-                                          bool shifts, KvCache& cache, int seq) {
-  const Result<MappedFile> file = MappedFile::open(path);
+Result<SavedSequence> SavedSequence::open(const std::string& path, const SequenceIdentity& id,
+                                          bool shifts, int n_ctx, const KeepGoing& keep_going) {
+  Result<MappedFile> file = MappedFile::open(path);
   if (!file) return file.error();
-  Result<RestoredSequence> restored = restore_from(*file, id, shifts, cache, seq);
-  if (!restored) {
-    return Error{restored.error().kind,
-                 "'" + path + "' cannot be restored: " + restored.error().message};
+  SavedHeader header;
+  Result<std::vector<int32_t>> tokens = check_file(*file, id, shifts, n_ctx, keep_going, header);
+  if (!tokens) return about(path, tokens.error());
+  return SavedSequence(std::move(*file), header, std::move(*tokens));
+}
+
+int SavedSequence::n_exact() const {
+  return header_.moved > 0 ? header_.n_kept * kPagePositions : header_.n_tokens;
+}
+
+void SavedSequence::make_room(KvCache& cache, int seq) const {
+  cache.erase(seq);
+  cache.adopt(seq, header_.n_tokens, header_.n_kept, header_.moved);
+}
+
+Status SavedSequence::read_pages(KvCache& cache, int seq, const KeepGoing& keep_going) const {
+  Source source(file_);
+  Result<std::vector<int32_t>> tokens = read_front(source, header_);
+  if (!tokens) return tokens.error();
+  std::vector<std::byte> buffer(static_cast<size_t>(cache.page_bytes()));
+  for (int page = 0; page < header_.n_pages(); ++page) {
+    for (int layer = 0; layer < header_.id.n_layers; ++layer) {
+      if (stopped(keep_going)) return gave_up();
+      if (Status status = source.next(buffer); !status) return status;
+      cache.write_page(seq, page, layer, buffer);
+    }
   }
-  return restored;
+  const Result<bool> agrees = source.sum_agrees();
+  if (!agrees) return agrees.error();
+  if (!*agrees || *tokens != tokens_) return refused("it changed while it was read");
+  return Ok{};
+}
+
+Status SavedSequence::fill(KvCache& cache, int seq, const KeepGoing& keep_going) const {
+  CHECK(cache.length(seq) == header_.n_tokens);
+  const Status status = read_pages(cache, seq, keep_going);
+  if (status) return status;
+  const Error error = about(file_.path(), status.error());
+  return Error{error.kind, error.message + "; the slot is empty now"};
 }
 
 }  // namespace bantam

@@ -6,8 +6,10 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/atomic_file.h"
@@ -56,24 +58,47 @@ std::array<std::byte, kSavedHeaderBytes> encode_saved_header(const SavedHeader& 
 // bytes: the start of a file of file_bytes. Accepts only a header whose own checksum agrees and
 // whose file ends where it says.
 Result<SavedHeader> parse_saved_header(std::span<const std::byte> bytes, uint64_t file_bytes);
+// Asked before each piece that is read or written, by the thread that does it: false ends the work
+// with ErrorKind::cancelled. May be empty.
+using KeepGoing = std::function<bool()>;
+
 // The tokens, when every byte behind the header is as it was written and every value is one that an
 // encoder writes.
-Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHeader& header);
+Result<std::vector<int32_t>> check_saved(const MappedFile& file, const SavedHeader& header,
+                                         const KeepGoing& keep_going = {});
 
-// tokens: of all positions of the sequence. Returns the bytes written.
+// tokens: of all positions of the sequence, which must not change meanwhile; any thread may do it
+// while others use the cache. Returns the bytes written.
 Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& id,
                               std::span<const int32_t> tokens, const KvCache& cache, int seq,
-                              AtomicFile::Hook hook = {});
+                              const KeepGoing& keep_going = {}, AtomicFile::Hook hook = {});
 
-struct RestoredSequence {
-  std::vector<int32_t> tokens;
-  int64_t n_bytes = 0;
-  int n_exact = 0;  // tokens in front whose K and V depend on no token that a shift discarded
+// A file whose every byte has been checked, ready to become a sequence of a cache.
+class SavedSequence {
+ public:
+  // shifts: whether sequences with moved pages can be used. n_ctx: the longest that can.
+  static Result<SavedSequence> open(const std::string& path, const SequenceIdentity& id,
+                                    bool shifts, int n_ctx, const KeepGoing& keep_going = {});
+
+  const std::vector<int32_t>& tokens() const { return tokens_; }
+  int64_t n_bytes() const { return header_.file_bytes(); }
+  // Tokens in front whose K and V depend on no token that a shift discarded.
+  int n_exact() const;
+
+  // What the sequence held is forgotten; it gets pages of its own for the file's positions.
+  void make_room(KvCache& cache, int seq) const;
+  // Fills them; any thread may, while nobody else uses the sequence. The file is read once more: on
+  // an Error, as when it changed since, the caller erases the sequence. The Error says that.
+  Status fill(KvCache& cache, int seq, const KeepGoing& keep_going = {}) const;
+
+ private:
+  SavedSequence(MappedFile file, const SavedHeader& header, std::vector<int32_t> tokens)
+      : file_(std::move(file)), header_(header), tokens_(std::move(tokens)) {}
+  Status read_pages(KvCache& cache, int seq, const KeepGoing& keep_going) const;
+
+  MappedFile file_;
+  SavedHeader header_;
+  std::vector<int32_t> tokens_;
 };
-
-// shifts: whether sequences with moved pages can be used. Replaces the sequence; on an Error it is
-// what it was, but empty if the file changed after it had been checked.
-Result<RestoredSequence> restore_sequence(const std::string& path, const SequenceIdentity& id,
-                                          bool shifts, KvCache& cache, int seq);
 
 }  // namespace bantam

@@ -298,14 +298,20 @@ void Model::shift(int seq, int n_keep, int n_discard) {
   CHECK(impl_->options.shifts && n_keep % kPagePositions == 0 && n_discard % kPagePositions == 0);
   impl_->cache->shift(seq, n_keep / kPagePositions, n_discard / kPagePositions);
 }
-Result<int64_t> Model::save(int seq, std::span<const int32_t> tokens,
-                            const std::string& path) const {
+Result<int64_t> Model::save(int seq, std::span<const int32_t> tokens, const std::string& path,
+                            const KeepGoing& keep_going) const {
   CHECK(impl_->options.saves);
-  return save_sequence(path, impl_->identity, tokens, *impl_->cache, seq);
+  return save_sequence(path, impl_->identity, tokens, *impl_->cache, seq, keep_going);
 }
-Result<RestoredSequence> Model::restore(int seq, const std::string& path) {
+Result<SavedSequence> Model::open_saved(const std::string& path,
+                                        const KeepGoing& keep_going) const {
   CHECK(impl_->options.saves);
-  return restore_sequence(path, impl_->identity, impl_->options.shifts, *impl_->cache, seq);
+  return SavedSequence::open(path, impl_->identity, impl_->options.shifts, impl_->options.n_ctx,
+                             keep_going);
+}
+void Model::make_room(int seq, const SavedSequence& saved) { saved.make_room(*impl_->cache, seq); }
+Status Model::fill(int seq, const SavedSequence& saved, const KeepGoing& keep_going) {
+  return saved.fill(*impl_->cache, seq, keep_going);
 }
 void Model::copy(int from, int to, int n) { impl_->cache->copy(from, to, n); }
 

@@ -77,9 +77,14 @@ class Model {
   // With ModelOptions::shifts: takes pages [n_keep, n_keep + n_discard), whole ones, out of it;
   // later positions move forward. The same n_keep as in earlier shifts of what it holds.
   void shift(int seq, int n_keep, int n_discard);
-  // Saved sequences (kv_file.h), with ModelOptions::saves. tokens: of all positions, at least one.
-  Result<int64_t> save(int seq, std::span<const int32_t> tokens, const std::string& path) const;
-  Result<RestoredSequence> restore(int seq, const std::string& path);
+  // Saved sequences (kv_file.h), with ModelOptions::saves. All but make_room may run on any thread
+  // beside the caller of the rest, who leaves that sequence alone meanwhile.
+  // tokens: of all positions, at least one.
+  Result<int64_t> save(int seq, std::span<const int32_t> tokens, const std::string& path,
+                       const KeepGoing& keep_going = {}) const;
+  Result<SavedSequence> open_saved(const std::string& path, const KeepGoing& keep_going = {}) const;
+  void make_room(int seq, const SavedSequence& saved);
+  Status fill(int seq, const SavedSequence& saved, const KeepGoing& keep_going = {});
 
  private:
   Model();

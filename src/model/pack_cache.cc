@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/bytes.h"
+#include "base/file_header.h"
 #include "base/hash.h"
 #include "base/thread_pool.h"
 
@@ -22,10 +22,10 @@ namespace bantam {
 
 namespace {
 
-constexpr uint64_t kMagic = 0x004b434150544e42;  // "BNTPACK\0"
-constexpr uint32_t kFormat = 2;                  // of this file; the layout has its own version
-constexpr int64_t kSumBytes = 256 << 10;         // summed at a time: stays in a core's cache
-constexpr int64_t kPartBytes = 4 << 20;          // asked of the disk or written at a time
+// "BNTPACK\0"; the version is this file's, the layout has its own.
+constexpr FileFormat kFormat{0x004b434150544e42, 2, "file of packed weights", ErrorKind::failed};
+constexpr int64_t kSumBytes = 256 << 10;  // summed at a time: stays in a core's cache
+constexpr int64_t kPartBytes = 4 << 20;   // asked of the disk or written at a time
 // More would read no faster, and the team that computes has taken its threads already.
 constexpr int kMostThreads = 2;
 
@@ -92,35 +92,22 @@ Status compare(const PackIdentity& got, const PackIdentity& expected) {
 
 std::array<std::byte, kPackHeaderBytes> encode_pack_header(const PackHeader& header) {
   std::array<std::byte, kPackHeaderBytes> bytes{};
-  size_t at = 0;
-  const auto put = [&](const auto& value) {
-    CHECK(at + sizeof(value) <= bytes.size());
-    std::memcpy(bytes.data() + at, &value, sizeof(value));
-    at += sizeof(value);
-  };
-  put(kMagic);
-  put(kFormat);
-  put(header.id.pack_version);
-  put(header.id.source_bytes);
-  put(header.id.source_mtime_ns);
-  put(header.id.fingerprint);
-  put(header.id.layout);
-  put(kPackDataOffset);
-  put(header.id.data_bytes);
-  put(header.checksum);
-  put(hash_bytes(std::span(bytes).first(at)));
-  CHECK(at == bytes.size());
+  HeaderWriter writer(kFormat, bytes);
+  writer.put(header.id.pack_version);
+  writer.put(header.id.source_bytes);
+  writer.put(header.id.source_mtime_ns);
+  writer.put(header.id.fingerprint);
+  writer.put(header.id.layout);
+  writer.put(kPackDataOffset);
+  writer.put(header.id.data_bytes);
+  writer.put(header.checksum);
+  writer.finish();
   return bytes;
 }
 
 Result<PackHeader> parse_pack_header(std::span<const std::byte> bytes, uint64_t file_bytes) {
-  ByteReader reader(bytes);
-  if (reader.read<uint64_t>() != kMagic) return failed("it is no file of packed weights");
-  const auto format = reader.read<uint32_t>();
-  if (reader.failed() || format != kFormat) {
-    return failed("its format is version " + std::to_string(format) + ", expected " +
-                  std::to_string(kFormat));
-  }
+  HeaderReader reader(kFormat, bytes);
+  if (Status status = reader.begin(); !status) return status.error();
   PackHeader header;
   header.id.pack_version = reader.read<uint32_t>();
   header.id.source_bytes = reader.read<uint64_t>();
@@ -130,12 +117,7 @@ Result<PackHeader> parse_pack_header(std::span<const std::byte> bytes, uint64_t 
   const auto data_offset = reader.read<uint64_t>();
   header.id.data_bytes = reader.read<uint64_t>();
   header.checksum = reader.read<uint64_t>();
-  const size_t summed = reader.offset();
-  const auto sum = reader.read<uint64_t>();
-  if (reader.failed()) {
-    return failed("it ends at byte " + std::to_string(file_bytes) + ", inside its header");
-  }
-  if (sum != hash_bytes(bytes.first(summed))) return failed("its header is damaged");
+  if (Status status = reader.end(file_bytes); !status) return status.error();
   if (data_offset != kPackDataOffset || file_bytes < kPackDataOffset ||
       header.id.data_bytes != file_bytes - kPackDataOffset) {
     return failed("it has " + std::to_string(file_bytes) + " bytes, expected " +

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/log.h"
 #include "server/fields.h"
 #include "server/generation.h"
 
@@ -73,6 +74,16 @@ Json answer(const Action& action, const SlotDone& done, const std::string& name)
   return out;
 }
 
+// What a client may see of it: the name that it gave, not where the server keeps such files.
+Error without_folder(Error error, const std::string& folder) {
+  const std::string prefix = folder + "/";
+  for (size_t at = error.message.find(prefix); at != std::string::npos;
+       at = error.message.find(prefix, at)) {
+    error.message.erase(at, prefix.size());
+  }
+  return error;
+}
+
 }  // namespace
 
 Status check_slot_file(const std::string& name) {
@@ -107,14 +118,17 @@ void change_slot(Engine& engine, const std::string& folder, const HttpRequest& r
   }
   const auto given_up = std::make_shared<std::atomic<bool>>(false);
   exchange->on_close([given_up] { given_up->store(true); });
-  const auto sink = [exchange, name, row = *action](const Result<SlotDone>& done) {
-    exchange->post([exchange, name, row, done] {
+  const auto sink = [exchange, name, folder, row = *action](const Result<SlotDone>& done) {
+    if (!done && done.error().kind == ErrorKind::failed)
+      log_warn("slots: {}: {}", row->name, done.error().message);
+    exchange->post([exchange, name, folder, row, done] {
       if (!exchange->open()) return;
-      exchange->reply(done ? json_reply(answer(*row, *done, name)) : error_reply(done.error()));
+      exchange->reply(done ? json_reply(answer(*row, *done, name))
+                           : error_reply(without_folder(done.error(), folder)));
     });
   };
-  const Status status =
-      engine.change_slot((*action)->action, *slot, folder + "/" + name, sink, given_up);
+  const Status status = engine.change_slot((*action)->action, *slot, folder + "/" + name, sink,
+                                           [given_up] { return given_up->load(); });
   if (!status) exchange->reply(error_reply(status.error()));
 }
 

@@ -1,0 +1,106 @@
+// What is asked of a slot's cache besides requests: saving, restoring and erasing it. Owns the jobs
+// that wait for their slots, and the thread that writes and reads their files while the engine goes
+// on. Such a slot is held meanwhile: its pages stay as they are without a copy, and need none,
+// since requests for it wait and whoever shares a page takes a copy before writing. Refuses more
+// jobs than a bound.
+//
+// All but add() is for the engine's thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/thread.h"
+#include "engine/loaded_model.h"
+#include "engine/scheduler.h"
+
+namespace bantam {
+
+// What is done to a slot's cache between steps, once the slot is idle.
+enum class SlotAction { save, restore, erase };
+
+struct SlotDone {
+  int slot = 0;
+  int n_tokens = 0;     // saved, restored or erased
+  int64_t n_bytes = 0;  // of the file
+  double ms = 0;        // from when its file's turn came
+};
+
+using SlotSink = std::function<void(const Result<SlotDone>&)>;
+// True once nobody waits for the answer. Asked while the job waits, and by the thread of the files
+// before each piece of one; must not call the engine. May be empty.
+using GivenUp = std::function<bool()>;
+
+struct SlotJob {
+  SlotAction action = SlotAction::save;
+  int slot = 0;
+  std::string path;
+  SlotSink sink;
+  GivenUp given_up;
+};
+
+struct EndedSlotJob {
+  SlotSink sink;
+  Result<SlotDone> result;
+};
+
+class SlotJobs {
+ public:
+  // wake: called on any thread when ready() may have become true.
+  SlotJobs(LoadedModel& model, Scheduler& scheduler, std::function<void()> wake);
+  ~SlotJobs();
+  // Takes the thread of the files, if slots will be saved at all.
+  Status start();
+
+  // Any thread. Refusal: busy.
+  Status add(SlotJob job);
+  bool ready() const;
+  // Begins what can begin, ends what is done; before a waiting request takes the slot.
+  std::vector<EndedSlotJob> run();
+  // Ends all. A file that is not whole yet is given up.
+  std::vector<EndedSlotJob> end_all();
+
+ private:
+  // A job with its slot held, at the thread of the files or on its way back.
+  struct FileJob {
+    SlotJob job;
+    std::vector<int32_t> tokens;         // to be saved
+    std::optional<SavedSequence> saved;  // to be restored, once checked
+    Status status = Ok{};
+    int64_t n_bytes = 0;
+    bool has_room = false;  // restore: the slot's pages are the file's
+    bool done = false;      // the file's part is over
+    std::optional<std::chrono::steady_clock::time_point> started;
+  };
+
+  bool can_begin(const SlotJob& job) const;
+  void begin(SlotJob job, std::vector<EndedSlotJob>& ended);
+  void post(FileJob& file);
+  void work(FileJob& file);
+  bool go_on(const SlotJob& job) const;
+  void back(FileJob* file, std::vector<EndedSlotJob>& ended);
+  Result<SlotDone> settle(FileJob& file);
+  void end(const SlotJob& job, Result<SlotDone> result, std::vector<EndedSlotJob>& ended);
+
+  LoadedModel& model_;
+  Scheduler& scheduler_;
+  std::function<void()> wake_;
+  std::deque<SlotJob> waiting_;                  // for their slots
+  std::vector<std::unique_ptr<FileJob>> files_;  // their slots are held
+  std::atomic<bool> ending_{false};
+
+  mutable std::mutex mutex_;
+  std::deque<SlotJob> mail_;        // guarded by mutex_
+  std::deque<FileJob*> returned_;   // guarded by mutex_: one step of the files' thread is over
+  int n_jobs_ = 0;                  // guarded by mutex_: added and not yet ended
+  std::unique_ptr<Worker> thread_;  // the last member: it uses the others
+};
+
+}  // namespace bantam
