@@ -4,7 +4,7 @@
 help:
 	@echo "make run        install packages, build, serve the built-in model on http://127.0.0.1:8080 (ARGS=... adds flags)"
 	@echo "make build      build/release/bin/bantam"
-	@echo "make test       everything that CI runs; test-full: whole matrices"
+	@echo "make test       everything that CI runs; test-full: whole matrices, and mutants"
 	@echo "make bench      speed of the built-in model (ARGS=\"-m FILE\" for another)"
 	@echo "make bench-kernels  speed of every kernel of the tables (ARGS=\"--isa avx512 --type q1_0\")"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs. Usage: scripts/test.sh [--full] [stage...]; stages: tidy release python cross dev tsan fuzz.
+# Everything CI runs. Usage: scripts/test.sh [--full] [stage...]; stages: tidy release python cross dev tsan fuzz, and with --full mutants.
 # Ends with "N passed, N failed" over all stages.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,10 @@ stages=()
 for word in "$@"; do
   if [ "$word" = --full ]; then full=1; else stages+=("$word"); fi
 done
-[ ${#stages[@]} -gt 0 ] || stages=(tidy release python cross dev tsan fuzz)
+if [ ${#stages[@]} = 0 ]; then
+  stages=(tidy release python cross dev tsan fuzz)
+  [ $full = 0 ] || stages+=(mutants)
+fi
 passed=0
 failed=0
 mkdir -p build/logs
@@ -21,7 +24,7 @@ count() { # count NAME PASSED FAILED SECONDS
 
 one() { # one NAME COMMAND...: a single pass or fail
   local name=$1 start=$SECONDS; shift
-  if timeout 1500 "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
+  if timeout "${LIMIT_S:-1500}" "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
   else count "$name" 0 1 $((SECONDS - start)); tail -n 25 "build/logs/$name.log"; return 1; fi
 }
 
@@ -115,6 +118,8 @@ for stage in "${stages[@]}"; do
         [ -d "fuzz/corpus/$target" ] && cp -n fuzz/corpus/"$target"/* "build/fuzz/corpus/$target/"
         one "fuzz-$target" "build/fuzz/bin/$target" "build/fuzz/corpus/$target" -max_total_time=10 -rss_limit_mb=512 -max_len=65536
       done ;;
+    mutants)
+      LIMIT_S=7200 one mutants python3 tools/mutants.py ;;
     *) echo "unknown stage '$stage'"; exit 2 ;;
   esac
 done

@@ -107,7 +107,9 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
                      &sums16[static_cast<size_t>(i * hd / 16)]);
     scale[static_cast<size_t>(i)] = ki.quantized ? run.q_scale[static_cast<size_t>(i)] * inverse_root : inverse_root;
   }
-  Guarded<float> s(static_cast<size_t>(n * 256)), acc(static_cast<size_t>(n * hd)), acc_page(acc.size());
+  // Rows lie further apart than they are long, as in the backend; nothing may be written between them.
+  const int s_stride = 256 + 16, acc_stride = hd + 16;
+  Guarded<float> s(static_cast<size_t>(n * s_stride)), acc(static_cast<size_t>(n * acc_stride)), acc_page(acc.size());
   std::vector<float> m(static_cast<size_t>(n)), l(m), mp(m), lp(m);
   std::vector<int32_t> visible(static_cast<size_t>(n));
   const auto visible_of = [&](int i, int page) {
@@ -117,19 +119,21 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     const int tiles = (visible_of(n - 1, page) + 31) / 32;
     for (int t = 0; t < tiles; ++t) {
       ScoreArgs a{k_tiles.get() + (8 * page + t) * tk, hd, n, run.q8.data(), sums16.data(), run.q_rotated.data(),
-                  scale.data(), s.get() + 32 * t, 256, k_tiles.get()};
+                  scale.data(), s.get() + 32 * t, s_stride, k_tiles.get()};
       kk.scores(a);
     }
     for (int i = 0; i < n; ++i) {
       if (visible_of(i, page) > 0) {
-        kernels.softmax_page(s.get() + i * 256, visible_of(i, page), &mp[static_cast<size_t>(i)], &lp[static_cast<size_t>(i)]);
+        kernels.softmax_page(s.get() + i * s_stride, visible_of(i, page), &mp[static_cast<size_t>(i)],
+                             &lp[static_cast<size_t>(i)]);
       }
     }
     float* target = page == 0 ? acc.get() : acc_page.get();
     std::memset(target, 0, acc.size() * sizeof(float));
     for (int t = 0; t < tiles; ++t) {
       for (int i = 0; i < n; ++i) visible[static_cast<size_t>(i)] = std::clamp(visible_of(i, page) - 32 * t, 0, 32);
-      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, 256, visible.data(), target, hd, v_tiles.get()};
+      WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, s_stride, visible.data(), target, acc_stride,
+                  v_tiles.get()};
       vk.weigh(a);
     }
     for (int i = 0; i < n; ++i) {
@@ -138,19 +142,27 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
         m[at] = mp[at];
         l[at] = lp[at];
       } else if (visible_of(i, page) > 0) {
-        kernels.merge(hd, &m[at], &l[at], acc.get() + i * hd, mp[at], lp[at], target + i * hd);
+        kernels.merge(hd, &m[at], &l[at], acc.get() + i * acc_stride, mp[at], lp[at], target + i * acc_stride);
       }
     }
   }
   Guarded<float> out(static_cast<size_t>(n * hd));
   for (int i = 0; i < n; ++i) {
-    kernels.finish(hd, acc.get() + i * hd, l[static_cast<size_t>(i)], out.get() + i * hd);
+    kernels.finish(hd, acc.get() + i * acc_stride, l[static_cast<size_t>(i)], out.get() + i * hd);
     if (vi.quantized) kernels.rotate(out.get() + i * hd, hd, rotation_block(hd));
   }
   run.out.assign(out.get(), out.get() + out.size());
   run.k_tiles.assign(k_tiles.get(), k_tiles.get() + k_tiles.size());
   run.v_tiles.assign(v_tiles.get(), v_tiles.get() + v_tiles.size());
-  run.guards_intact = k_tiles.intact() && v_tiles.intact() && s.intact() && acc.intact() && acc_page.intact() && out.intact();
+  const auto gaps_intact = [&](Guarded<float>& rows, int used, int stride) {
+    for (int i = 0; i < n * stride; ++i) {
+      if (i % stride >= used && rows.get()[i] != 0.0f) return false;
+    }
+    return true;
+  };
+  run.guards_intact = gaps_intact(s, 256, s_stride) && gaps_intact(acc, hd, acc_stride) &&
+                      gaps_intact(acc_page, hd, acc_stride) && k_tiles.intact() && v_tiles.intact() &&
+                      s.intact() && acc.intact() && acc_page.intact() && out.intact();
   return run;
 }
 
