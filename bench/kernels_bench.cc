@@ -170,14 +170,12 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
   return a;
 }
 
-// Groups are handed out in chunks, as the backend does.
+// Each thread a contiguous part, in calls of at most 128 groups.
 void multiply(const Bench& b, const Weights& m, const Activations& a, int n_rows, float* y,
               float* scratch) {
   const WeightKernels& kernel = b.kernels.weight[static_cast<int>(m.w.type)];
-  const int groups = n_groups(m.w.rows);
-  const int chunk = std::clamp(groups / (b.pool.size() * 8), 1, 32);
-  std::atomic<int> next{0};
-  b.pool.run([&](int thread, int) {
+  b.pool.run([&](int thread, int n) {
+    const auto part = ThreadPool::split(n_groups(m.w.rows), thread, n);
     MatmulArgs args;
     args.w = &m.w;
     args.a = a.rows;
@@ -186,10 +184,9 @@ void multiply(const Bench& b, const Weights& m, const Activations& a, int n_rows
     args.y = y;
     args.ldy = m.w.rows;
     args.scratch = scratch + int64_t{thread} * kCols;
-    for (;;) {
-      args.group_begin = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (args.group_begin >= groups) return;
-      args.group_end = std::min(groups, args.group_begin + chunk);
+    for (int64_t g = part.begin; g < part.end; g += 128) {
+      args.group_begin = int(g);
+      args.group_end = int(std::min(part.end, g + 128));
       (a.rows.block == 0 ? kernel.matmul_f32 : kernel.matmul)(args);
     }
   });

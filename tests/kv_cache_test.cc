@@ -60,6 +60,12 @@ class Sequences {
     cache_->truncate(seq, n);
     expected_[static_cast<size_t>(seq)].resize(static_cast<size_t>(n));
   }
+  void repeat(int seq, int n) {
+    std::vector<float>& values = expected_[static_cast<size_t>(seq)];
+    const size_t source = values.size();
+    cache_->repeat(seq, n);
+    for (size_t i = source; i < static_cast<size_t>(n); ++i) values.push_back(values[i % source]);
+  }
   void copy(int from, int to, int n) {
     cache_->copy(from, to, n);
     const std::vector<float>& source = expected_[static_cast<size_t>(from)];
@@ -139,6 +145,19 @@ TEST(KvSequences, WritersGetTheirOwnPage) {
 }
 
 // All sequences hold one full context; then each takes every page for itself.
+TEST(KvSequences, CopiesOfPagesFillADepth) {
+  Sequences all(5 * kPagePositions, 2);
+  all.append(0, 2 * kPagePositions);
+  all.copy(0, 1, 2 * kPagePositions);
+  all.repeat(0, 4 * kPagePositions + 7);
+  all.check();
+  all.append(0, 1);
+  all.check();
+  all.repeat(1, 2 * kPagePositions);
+  all.repeat(1, 5 * kPagePositions);
+  all.check();
+}
+
 TEST(KvSequences, PagesNeverRunOut) {
   constexpr int kSeqs = 4, kContext = 1024;
   Sequences s(kContext, kSeqs);

@@ -346,7 +346,9 @@ void run_case(const Case& c, unsigned seed) {
     if (c.add) std::memcpy(out.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
     // Two calls on a random split of the groups; nothing outside each part may change.
     MatmulArgs args = arguments(c, m, a, out, scratch);
-    const int split = static_cast<int>(random() % static_cast<unsigned>(args.group_end + 1));
+    // Large matrices go in one call: they are there for the loops over passes and tiles.
+    const int split =
+        c.rows > 1000 ? 0 : static_cast<int>(random() % static_cast<unsigned>(args.group_end + 1));
     args.group_begin = split;
     call(kernels_of(*isa), c, args);
     if (!c.add) ASSERT_TRUE(out.untouched_outside(split * kGroupRows, c.rows));
@@ -446,21 +448,22 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
               supported_isas().size(), supported_names().c_str());
 }
 
-// Rows whose values are all `high` and `low`, against weights that are all + or all -.
-void check_extremes(const Kernels& kernels, int n_rows, int high, int low) {
+// Rows whose values are all `high` (and `low`), against weights that are all + or all -.
+void check_extremes(const Kernels& kernels, int n_rows, bool wide, int high, int low) {
   Random random(1);
   Matrix m = make_matrix(WeightType::q1_0, 16, 128, random);
   for (const uint8_t bits : {0x00, 0xff, 0x5a}) {
     for (const int block : {128, 32}) {
       std::memset(m.packed.get(), bits, 256);
-      Activations a = make_activations(n_rows, 128, block, true, random);
+      Activations a = make_activations(n_rows, 128, block, wide, random);
+      const int value = wide ? 256 * high + low : high;
       for (int c = 0; c < 128 * n_rows; ++c) {
         a.q[c] = static_cast<int8_t>(high);
-        a.low[c] = static_cast<int8_t>(low);
+        if (wide) a.low[c] = static_cast<int8_t>(low);
       }
-      for (int i = 0; i < 128 / block * n_rows; ++i) a.sums[i] = block * (256 * high + low);
+      for (int i = 0; i < 128 / block * n_rows; ++i) a.sums[i] = block * value;
       Aligned<float> scratch(128);
-      const Case c{WeightType::q1_0, 16, 128, n_rows, block, true, false};
+      const Case c{WeightType::q1_0, 16, 128, n_rows, block, wide, false};
       Output expected(16, n_rows), out(16, n_rows);
       call(scalar(), c, arguments(c, m, a, expected, scratch));
       MatmulArgs args = arguments(c, m, a, out, scratch);
@@ -471,14 +474,14 @@ void check_extremes(const Kernels& kernels, int n_rows, int high, int low) {
   }
 }
 
-// More groups and columns than the tables of one pass cover, and the largest sums there are.
-TEST(Weights, TablesOfManyGroupsAndExtremes) {
+// More groups and columns than one pass or tile covers.
+TEST(Weights, LookUpsOfManyGroupsAndColumns) {
   for (const bool wide : {false, true}) {
     for (const int n_rows : {1, 3, 9}) {
       run_case({WeightType::q1_0, 530, 1152, n_rows, 128, wide, true}, 77);
       run_case({WeightType::q1_0, 530, 1152, n_rows, 32, wide, false}, 78);
     }
-    // One and two rows of so many columns that their tables do not fit L1 at once.
+    // Tables of one row that do not fit L1.
     for (const int cols : {1408, 2048, 2176, 6144}) {
       for (const int n_rows : {1, 2, 6}) {
         run_case({WeightType::q1_0, 50, cols, n_rows, 128, wide, false}, 79);
@@ -486,16 +489,34 @@ TEST(Weights, TablesOfManyGroupsAndExtremes) {
         run_case({WeightType::q1_0, 66, cols, n_rows, 32, wide, false}, 81);
       }
     }
-  }
-  for (const Isa* isa : supported_isas()) {
-    const Kernels& kernels = kernels_of(*isa);
-    if (kernels.weight[static_cast<int>(WeightType::q1_0)].table_rows == 0) continue;
-    for (const int high : {-127, 127, 0}) {
-      for (const int low : {-128, 127}) {
-        for (const int n_rows : {1, 9}) check_extremes(kernels, n_rows, high, low);
+    for (const int block : {128, 32}) {
+      run_case({WeightType::q1_0, 1050, 2176, 1, block, wide, block == 32}, 82);
+      for (const int n_rows : {2, 9}) {
+        run_case({WeightType::q1_0, 2100, 256, n_rows, block, wide, block == 128}, 83);
       }
     }
   }
+}
+
+TEST(Weights, LookUpsOfTheLargestSums) {
+  int executed = 0, wanted = 0;
+  for (const Isa* isa : supported_isas()) {
+    const Kernels& kernels = kernels_of(*isa);
+    if (kernels.weight[static_cast<int>(WeightType::q1_0)].table_rows == 0) continue;
+    wanted += 3 * 2 * 2 * 3;
+    for (const int high : {-127, 127, 0}) {
+      for (const int low : {-128, 127}) {
+        for (const bool wide : {false, true}) {
+          for (const int n_rows : {1, 9, 15}) {
+            check_extremes(kernels, n_rows, wide, high, low);
+            ++executed;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, wanted);
+  std::printf("largest sums: %d cases\n", executed);
 }
 
 TEST(Weights, TablesAreTheSameAsScalar) {

@@ -23,14 +23,17 @@ class Shares {
 
   // Before the team starts. A take() yields half of what its part has left, but at most `most` and,
   // where the part has them, at least `least` items (both at least 1; `least` wins): no smaller
-  // rest is left.
+  // rest is left, unless `most` is less than twice `least`. With `least` from 4 on, parts and takes
+  // are multiples of 4 as far as n is.
   void deal(int64_t n, int team, int64_t least, int64_t most) {
     CHECK(team >= 1 && team <= n_threads_ && n >= 0 && n <= UINT32_MAX);
     team_ = team;
     least_ = least;
+    unit_ = least >= 4 ? 4 : 1;
     most_ = std::max(least, most);
     for (int t = 0; t < team; ++t) {
-      parts_[static_cast<size_t>(t)].range.store(packed(n * t / team, n * (t + 1) / team),
+      const int64_t end = t + 1 < team ? n * (t + 1) / team / unit_ * unit_ : n;
+      parts_[static_cast<size_t>(t)].range.store(packed(n * t / team / unit_ * unit_, end),
                                                  std::memory_order_relaxed);
     }
   }
@@ -68,7 +71,8 @@ class Shares {
     for (;;) {
       const int64_t begin = begin_of(range), end = end_of(range), left = end - begin;
       if (left <= 0) return false;
-      int64_t n = std::min(left, std::clamp(left / 2, least_, most_));
+      const int64_t wanted = std::clamp(left / 2, least_, most_);
+      int64_t n = std::min(left, (wanted + unit_ - 1) / unit_ * unit_);
       if (left - n < least_ && left <= most_) n = left;
       const uint64_t rest = front ? packed(begin + n, end) : packed(begin, end - n);
       if (!part.range.compare_exchange_weak(range, rest, std::memory_order_relaxed)) continue;
@@ -80,7 +84,7 @@ class Shares {
   std::unique_ptr<Part[]> parts_;
   int n_threads_;
   int team_ = 1;
-  int64_t least_ = 1, most_ = 1;
+  int64_t least_ = 1, most_ = 1, unit_ = 1;
 };
 
 }  // namespace bantam

@@ -50,6 +50,7 @@ struct CliOptions {
 
   // bench: lists as typed; several -pg joined by ';'
   std::string list_prompt = "512", list_gen = "128", list_depth = "0", list_pg;
+  bool depth_copies = false;
   std::string list_k = "f16", list_v = "f16", list_threads, list_batch, list_ubatch;
   std::string list_parallel = "1";
   int repetitions = 5;

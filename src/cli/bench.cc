@@ -26,6 +26,8 @@ std::string now_utc() {
   return text;
 }
 
+constexpr int kRealDepth = 1024;  // --depth-copies repeats what lies before it
+
 Result<std::vector<BenchTest>> make_tests(const CliOptions& o) {
   Result<std::vector<int>> pp = parse_list("-p", o.list_prompt, 0, 1 << 20);
   if (!pp) return pp.error();
@@ -54,6 +56,7 @@ Result<std::vector<BenchTest>> make_tests(const CliOptions& o) {
       at = end + 1;
     }
   }
+  for (BenchTest& test : tests) test.copies = o.depth_copies;
   if (tests.empty()) return refused("nothing to measure: -p, -n and -pg are all 0");
   return tests;
 }
@@ -138,11 +141,19 @@ Status generate(LoadedModel& model, const BenchTest& test) {
   return Ok{};
 }
 
+// Brings the sequence to the test's depth.
+Status deepen(LoadedModel& model, const BenchTest& test, const BenchConfig& config, int seq) {
+  const int real = test.copies ? std::min(test.depth, kRealDepth) : test.depth;
+  if (Status status = feed(model, config, seq, real - model.length(seq), false); !status)
+    return status;
+  if (model.length(seq) < test.depth) model.repeat(seq, test.depth);
+  model.truncate(seq, test.depth);
+  return Ok{};
+}
+
 Result<double> run_once(LoadedModel& model, const BenchTest& test, const BenchConfig& config) {
   for (int seq = 0; seq < test.n_parallel; ++seq) {
-    if (Status status = feed(model, config, seq, test.depth - model.length(seq), false); !status)
-      return status.error();
-    model.truncate(seq, test.depth);
+    if (Status status = deepen(model, test, config, seq); !status) return status.error();
   }
   const auto start = Clock::now();
   for (int seq = 0; seq < test.n_parallel; ++seq) {

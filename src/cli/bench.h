@@ -11,7 +11,8 @@ namespace bantam {
 
 struct BenchTest {
   int n_prompt = 0, n_gen = 0, depth = 0;
-  int n_parallel = 1;  // sequences that generate together, one token of each in a step
+  int n_parallel = 1;   // sequences that generate together, one token of each in a step
+  bool copies = false;  // beyond kRealDepth the depth is filled with copies
   std::string name() const;
 };
 

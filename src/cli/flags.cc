@@ -380,6 +380,9 @@ void add_bench_flags(std::vector<Flag>& rows) {
       "prompt and generation in one test; may be given several times");
   t.add({"-d", "--n-depth"}, "", "LIST", list(&CliOptions::list_depth, 0),
         "positions already in the cache (0)");
+  t.on_off(
+      {"--depth-copies"}, {"--no-depth-copies"}, "", toggle(FIELD(depth_copies)),
+      "fill depths beyond 1,024 with copies of the first 1,024 positions: the same work, at once");
   t.add({"-npl", "--n-parallel"}, "", "LIST", list(&CliOptions::list_parallel, 1, kMaxSequences),
         "sequences that generate together, tok/s of all (1)");
   t.add({"-r", "--repetitions"}, "", "N", integer(FIELD(repetitions), 1, 1000),

@@ -125,7 +125,7 @@ class CpuBackend final : public Backend {
   }
   int most_table_rows() const;
   int64_t own_table_bytes(const ComputeShape& shape) const;
-  Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows) const;
+  Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows, int64_t groups) const;
   void round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
                  int32_t* sums, int16_t* sums16);
   Operand prepare_alone(const MatmulIn& in, const Rounding& to, ThreadScratch& scratch);

@@ -67,17 +67,11 @@ BANTAM_INLINE Bytes entry_bytes(Bytes low_words, Bytes high_words) {
   return _mm512_permutexvar_epi32(order, bytes);
 }
 
-// Where tables go, other cores read the last ones: fetched ahead, writing them took 4.5 instead of
-// 10 % of the time of 16 sequences (1.7B, Zen 4; 216 instead of 205 tok/s, PREFETCHW 203).
-BANTAM_INLINE void request_to_write(const std::byte* line) { __builtin_prefetch(line, 0, 3); }
-
 void build_tables_narrow(const int8_t* q, int n, std::byte* tables) {
   const EntrySigns entries;
   const Bytes low = _mm512_set1_epi16(31);
   for (int at = 0; at < n; at += 16, tables += 128) {
     Ints sum[4];
-    request_to_write(tables + 1024);
-    request_to_write(tables + 1024 + 64);
     table_sums(q + at, entries, sum);
     const Bytes a = _mm512_packs_epi32(sum[0], sum[1]), b = _mm512_packs_epi32(sum[2], sum[3]);
     _mm512_storeu_si512(tables,
@@ -273,9 +267,9 @@ inline void table_row_pairs(const MatmulArgs& args) {
 }
 
 // A single row whose tables do not fit L1: tiles of as many columns as fit, each for kTileGroups
-// groups. Runs of 4 KiB a tile ahead are asked for in their order. Zen 4, two threads, 4,096
-// columns from memory (35 GB/s): 15.5 GB/s each; with the tables passing by for two groups 12.8,
-// but for --act i16, whose lookups take longer, that is 2 GB/s better.
+// groups; what lies four runs (of up to 4.5 KiB) ahead is asked for in the order of its use. Zen 4,
+// two threads, 4,096 columns from memory (35 GB/s): 15.5 GB/s each; with the tables passing by for
+// two groups 12.8, but for --act i16, whose lookups take longer, that is 2 GB/s better.
 constexpr int kTileGroups = 32;
 constexpr int kRunsAhead = 4;
 
@@ -285,7 +279,7 @@ inline void table_tile(const MatmulArgs& args, int group, int n_groups, int begi
   const int64_t bytes = int64_t{args.a.n_cols} / 128 * 288;
   const std::byte* first = args.w->data + group * bytes + int64_t{begin} * 288;
   for (int i = 0; i < n_groups; ++i) {
-    const int ahead_of = i + kRunsAhead;
+    const int ahead_of = i + (kRunsAhead < n_groups ? kRunsAhead : n_groups);
     const std::byte* next =
         ahead_of < n_groups ? first + ahead_of * bytes : after + (ahead_of - n_groups) * bytes;
     const std::byte* block = first + i * bytes;
@@ -328,7 +322,11 @@ inline void table_row_tiles(const MatmulArgs& args) {
 template <int Block, int Planes>
 inline void table_product(const MatmulArgs& args) {
   if (table_bytes(args.a.n_cols, Planes) <= kTableL1) return table_row_alone<Block, Planes>(args);
-  Planes == 2 ? table_row_tiles<Block, Planes>(args) : table_row_pairs<Block, Planes>(args);
+  if constexpr (Planes == 2) {
+    table_row_tiles<Block, Planes>(args);
+  } else {
+    table_row_pairs<Block, Planes>(args);
+  }
 }
 
 void matmul_quads(const MatmulArgs& args) {

@@ -392,6 +392,7 @@ Status LoadedModel::eval(int seq, std::span<const int32_t> tokens, int chunk, bo
 
 void LoadedModel::truncate(int seq, int n_keep) { model_->truncate(seq, n_keep); }
 void LoadedModel::copy(int from, int to, int n) { model_->copy(from, to, n); }
+void LoadedModel::repeat(int seq, int n) { model_->repeat(seq, n); }
 void LoadedModel::shift(int seq, int n_keep, int n_discard) {
   model_->shift(seq, n_keep, n_discard);
 }

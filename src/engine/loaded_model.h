@@ -113,6 +113,7 @@ class LoadedModel {
   void truncate(int seq, int n_keep);              // keeps positions [0, n_keep)
   void copy(int from, int to, int n);              // `to` becomes the first n positions of `from`
   void shift(int seq, int n_keep, int n_discard);  // Model::shift
+  void repeat(int seq, int n);                     // KvCache::repeat
   int length(int seq) const;
 
  private:

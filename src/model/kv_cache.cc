@@ -165,6 +165,19 @@ void KvCache::write_page(int seq, int page, int layer, std::span<const std::byte
                     page_bytes_v_);
 }
 
+void KvCache::repeat(int seq, int n) {
+  const int n_source = n_pages(seq);
+  CHECK(n_source > 0 && length(seq) % kPagePositions == 0);
+  std::vector<std::byte> bytes(static_cast<size_t>(page_bytes()));
+  extend(seq, n - length(seq));
+  for (int page = n_source; page < n_pages(seq); ++page) {
+    for (int layer = 0; layer < n_layers_; ++layer) {
+      write_page(seq, page, layer, read_page(seq, page % n_source, layer, bytes));
+    }
+  }
+  if (n % kPagePositions != 0) erase_in_page(pages(seq)[n_pages(seq) - 1], n % kPagePositions);
+}
+
 void KvCache::adopt(int seq, int n, int n_kept, int moved) {
   CHECK(length(seq) == 0 && moved >= 0 && moved <= kMaxMoved && moved % kPagePositions == 0);
   extend(seq, n);

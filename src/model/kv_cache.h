@@ -36,6 +36,9 @@ class KvCache {
   // Sequence `to` becomes the first n positions of `from`: whole pages are shared, and so is the
   // last one unless n ends inside what it holds.
   void copy(int from, int to, int n);
+  // For measuring: a sequence of whole pages, at least one, grows to n positions by copies of them:
+  // as many bytes to read as any others, without meaning.
+  void repeat(int seq, int n);
   // Takes pages [n_keep, n_keep + n_discard), all of them full, out of the sequence; those behind
   // move forward and keep their bytes (NUMERICS rule 8). n_keep must be the same as in earlier
   // shifts of what the sequence holds.

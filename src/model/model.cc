@@ -294,6 +294,8 @@ std::span<const float> Model::logits(int i) const {
 
 int Model::length(int seq) const { return impl_->cache->length(seq); }
 void Model::truncate(int seq, int n_keep) { impl_->cache->truncate(seq, n_keep); }
+void Model::repeat(int seq, int n) { impl_->cache->repeat(seq, n); }
+
 void Model::shift(int seq, int n_keep, int n_discard) {
   CHECK(impl_->options.shifts && n_keep % kPagePositions == 0 && n_discard % kPagePositions == 0);
   impl_->cache->shift(seq, n_keep / kPagePositions, n_discard / kPagePositions);

@@ -74,6 +74,7 @@ class Model {
   void truncate(int seq, int n_keep);
   // Sequence `to` becomes the first n positions of `from`, sharing pages.
   void copy(int from, int to, int n);
+  void repeat(int seq, int n);  // KvCache::repeat
   // With ModelOptions::shifts: takes pages [n_keep, n_keep + n_discard), whole ones, out of it;
   // later positions move forward. The same n_keep as in earlier shifts of what it holds.
   void shift(int seq, int n_keep, int n_discard);
