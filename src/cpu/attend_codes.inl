@@ -25,6 +25,17 @@ BANTAM_INLINE void ask_for(const std::byte* ahead, int64_t offset) {
   __builtin_prefetch(ahead + offset, 0, kPrefetchLevel);
 }
 
+// The lines of block b beside its codes: scales, minima, fifth bits (of all codes, a share).
+template <class Codec>
+BANTAM_INLINE void ask_for_rest(const std::byte* ahead, const KvTileLayout& at, int b) {
+  ask_for(ahead, at.scales + b * 64);
+  if constexpr (Codec::minimum) ask_for(ahead, at.minima + b * 64);
+  if constexpr (Codec::bits == 5) {
+    ask_for(ahead, at.high + b * 128);
+    ask_for(ahead, at.high + b * 128 + 64);
+  }
+}
+
 template <class Codec>
 BANTAM_INLINE Bytes nibble_codes(const std::byte* bytes, const std::byte* high, bool upper) {
   const Bytes pair = b_load(bytes);

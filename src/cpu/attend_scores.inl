@@ -52,7 +52,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
     }
   }
-  ask_for(args.ahead, at.scales + b * 64);
+  ask_for_rest<Codec>(args.ahead, at, b);
   Floats d[2], m[2];
   for (int h = 0; h < 2; ++h) {
     d[h] = f_halves(args.tile + at.scales + b * 64 + h * 32);

@@ -129,7 +129,7 @@ struct ValueBlock {
         values[i][h] = value_codes<Codec>(tile, at, head_dim, i, b, h);
       }
     }
-    ask_for(args.ahead, at.scales + b * 64);
+    ask_for_rest<Codec>(args.ahead, at, b);
     // Only these formats have negative scales, but every one would be right.
     if (Codec::negative_scale || negative) {
       constexpr int bias = kIsTable<Codec> || Codec::bits == 8 ? 0 : Codec::bias;
