@@ -474,6 +474,15 @@ void check_extremes(const Kernels& kernels, int n_rows, bool wide, int high, int
   }
 }
 
+bool sums_are_looked_up() {
+  for (const Isa* isa : supported_isas()) {
+    for (const WeightKernels& slot : kernels_of(*isa).weight) {
+      if (slot.table_rows > 0) return true;
+    }
+  }
+  return false;
+}
+
 // More groups and columns than one pass or tile covers.
 TEST(Weights, LookUpsOfManyGroupsAndColumns) {
   for (const bool wide : {false, true}) {
@@ -489,7 +498,9 @@ TEST(Weights, LookUpsOfManyGroupsAndColumns) {
         run_case({WeightType::q1_0, 66, cols, n_rows, 32, wide, false}, 81);
       }
     }
+    // Passes and tiles of many groups, where anything looks sums up.
     for (const int block : {128, 32}) {
+      if (!sums_are_looked_up()) break;
       run_case({WeightType::q1_0, 1050, 2176, 1, block, wide, block == 32}, 82);
       for (const int n_rows : {2, 9}) {
         run_case({WeightType::q1_0, 2100, 256, n_rows, block, wide, block == 128}, 83);
