@@ -15,6 +15,7 @@
 #include <fstream>
 #include <future>
 #include <iterator>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -679,8 +680,8 @@ TEST_F(SlotFile, OthersGoOnWhileItIsRead) {
     Gate gate(*engine, at);
     std::future<Result<SlotDone>> restored = begin(SlotAction::restore, gate);
     ASSERT_TRUE(gate.wait());
-    EXPECT_EQ(engine->slots()[0].n_cached, at == 4 ? n_cached : 0);
     others_go_on("restoring");
+    EXPECT_EQ(engine->slots()[0].n_cached, at == 4 ? n_cached : 0);
     // What was in the slot serves others until it goes; half a sequence never does.
     EXPECT_EQ(n_shared == static_cast<int>(prompt.size()) - 1, at == 4) << n_shared;
     gate.open();
@@ -834,6 +835,34 @@ TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
   }
   ::unlink(path.c_str());
   EXPECT_EQ(::rmdir(folder), 0);
+}
+
+// A request that forbids every token ends alone: what it, and others that began alike, have in the cache stays.
+TEST(Engine, ForbiddingEveryTokenCostsNobodyTheCache) {
+  const auto engine = start(2, 4);
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  Collector first, nothing, after;
+  generate(*engine, greedy(prompt), first);
+  const int n_cached = engine->slots()[static_cast<size_t>(first.last.slot)].n_cached;
+  ASSERT_GT(n_cached, static_cast<int>(prompt.size()));
+  GenRequest request = greedy(prompt);
+  request.id_slot = 1 - first.last.slot;
+  for (int32_t token = 0; token < engine->model().tokenizer().n_vocab(); ++token) {
+    request.sampling.logit_bias.emplace_back(token, -std::numeric_limits<float>::infinity());
+  }
+  generate(*engine, request, nothing);
+  ASSERT_EQ(nothing.last.kind, GenEventKind::error);
+  EXPECT_EQ(nothing.last.error.kind, ErrorKind::refused);
+  EXPECT_NE(nothing.last.error.message.find("logit_bias"), std::string::npos) << nothing.last.error.message;
+  EXPECT_TRUE(nothing.tokens.empty());
+  EXPECT_EQ(engine->slots()[static_cast<size_t>(first.last.slot)].n_cached, n_cached);
+  EXPECT_EQ(engine->slots()[static_cast<size_t>(request.id_slot)].n_cached, static_cast<int>(prompt.size()));
+  request = greedy(prompt);
+  request.id_slot = first.last.slot;
+  generate(*engine, request, after);
+  EXPECT_EQ(after.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+  EXPECT_EQ(after.tokens, first.tokens);
+  EXPECT_EQ(engine->metrics().deferred, 0);
 }
 
 // In a child of which the kernel wants no further thread.
