@@ -762,6 +762,59 @@ TEST_F(SlotFile, WhoLeftTheQueueMakesRoom) {
   EXPECT_EQ(engine->slots()[0].n_cached, n_cached) << "a job of a client that left was done";
 }
 
+// Whoever only waits for the thread of the files holds no slot, and its place among the jobs of its slot.
+TEST_F(SlotFile, OnesThatQueueHoldNoSlot) {
+  Gate gate(*engine, 5);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  others_go_on("before");  // slot 2 has something
+  const std::string other = path + "2";
+  const auto left = std::make_shared<std::atomic<bool>>(false);
+  const auto ask = [&](SlotAction action, GivenUp given_up) {
+    const auto answer = std::make_shared<std::promise<Result<SlotDone>>>();
+    EXPECT_TRUE(engine->change_slot(action, 2, other, [answer](const Result<SlotDone>& done) { answer->set_value(done); },
+                                    std::move(given_up)).ok());
+    return answer->get_future();
+  };
+  std::future<Result<SlotDone>> gone = ask(SlotAction::save, [left] { return left->load(); });
+  std::future<Result<SlotDone>> stays = ask(SlotAction::save, {}), erased = ask(SlotAction::erase, {});
+  others_go_on("behind the files");
+  left->store(true);
+  ASSERT_EQ(gone.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(gone.get().error().kind, ErrorKind::cancelled);
+  const int n_held = engine->slots()[2].n_cached;
+  EXPECT_GT(n_held, 0) << "the erasing overtook the saving";
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  const Result<SlotDone> first = stays.get(), second = erased.get();
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->n_tokens, n_held);
+  EXPECT_EQ(second->n_tokens, n_held);
+  ::unlink(other.c_str());
+}
+
+// Between two files of a slot whoever waits for it is served.
+TEST_F(SlotFile, RequestsAreServedBetweenFiles) {
+  Gate gate(*engine, 5), second(*engine, 2);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  std::future<Result<SlotDone>> again = begin(SlotAction::save, second);
+  Collector pinned;
+  GenRequest request = greedy(prompt);
+  request.id_slot = 0;
+  ASSERT_TRUE(engine->submit(request, pinned.sink()).ok());
+  stream.wait_for_token(stream.tokens_so_far() + 3);  // the engine knows of both
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  pinned.wait();
+  EXPECT_EQ(pinned.text, "The capital of France is Paris.");
+  ASSERT_TRUE(second.wait());
+  second.open();
+  const Result<SlotDone> last = again.get();
+  ASSERT_TRUE(last.ok());
+  EXPECT_LT(last->n_tokens, n_cached) << "of the answer between them";
+}
+
 // Every job is answered, and the file of that name is whole.
 TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
   ASSERT_TRUE(save().ok());
@@ -773,11 +826,14 @@ TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
   std::promise<Result<SlotDone>> behind;
   ASSERT_TRUE(engine->change_slot(SlotAction::save, 0, path, [&](const Result<SlotDone>& done) { behind.set_value(done); }));
   std::thread ending([&] { engine.reset(); });
+  stream.wait();  // from here on nothing begins any more
   gate.open();
   ending.join();
-  for (const Result<SlotDone>& done : {restored.get(), behind.get_future().get()}) {
-    EXPECT_TRUE(done.ok() || done.error().kind == ErrorKind::cancelled) << done.error().message;
-  }
+  const Result<SlotDone> done = restored.get(), never = behind.get_future().get();
+  EXPECT_TRUE(done.ok() || done.error().message == "the engine ends") << done.error().message;
+  ASSERT_FALSE(never.ok());
+  EXPECT_EQ(never.error().kind, ErrorKind::cancelled);
+  EXPECT_EQ(never.error().message, "the engine ends");
   EXPECT_EQ(content(path), before);
 }
 
@@ -835,6 +891,62 @@ TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
   }
   ::unlink(path.c_str());
   EXPECT_EQ(::rmdir(folder), 0);
+}
+
+// Slot 0 is being saved when a request that began alike finds bad values: before the file gets its name the old one
+// stays, after that nothing does.
+TEST_F(SlotFile, BadValuesAreNotSaved) {
+  ASSERT_TRUE(save().ok());
+  const std::string before = content(path), bad_path = path + "2";
+  std::ofstream(bad_path, std::ios::binary) << before;
+  poison(bad_path, engine->model().report());
+  for (const bool named : {false, true}) {
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 0, path).ok());
+    if (named) ::unlink(path.c_str());
+    Gate gate(*engine, 5);
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 2, bad_path).ok());
+    std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+    ASSERT_TRUE(gate.wait());
+    GenRequest request = greedy(prompt);
+    request.id_slot = 2;
+    request.progress = true;
+    Collector bad;
+    const GenSink sink = bad.sink();
+    // Its prompt is done, what comes of it not yet looked at.
+    const auto name_it = [&](const GenEvent& event) {
+      if (named && event.kind == GenEventKind::progress) {
+        gate.open();
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+        while (::access(path.c_str(), F_OK) != 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      }
+      sink(event);
+    };
+    ASSERT_TRUE(engine->submit(request, name_it).ok());
+    bad.wait();
+    ASSERT_EQ(bad.last.kind, GenEventKind::error) << "the poisoned key was not read";
+    gate.open();
+    const Result<SlotDone> done = saved.get();
+    ASSERT_FALSE(done.ok());
+    EXPECT_EQ(done.error().kind, ErrorKind::refused) << done.error().message;
+    if (named) {
+      EXPECT_NE(::access(path.c_str(), F_OK), 0) << "it would be restored one day";
+    } else {
+      EXPECT_EQ(content(path), before);
+    }
+    // Nor afterwards, until something else is in the slot.
+    EXPECT_EQ(save().error().kind, ErrorKind::refused);
+    Collector after;
+    request = greedy(prompt);
+    request.id_slot = 0;
+    generate(*engine, std::move(request), after);
+    EXPECT_EQ(after.text, "The capital of France is Paris.");
+    if (!named) {
+      const std::string other = path + "3";
+      EXPECT_TRUE(change(*engine, SlotAction::save, 0, other).ok());
+      ::unlink(other.c_str());
+    }
+  }
+  ::unlink(bad_path.c_str());
 }
 
 // A request that forbids every token ends alone: what it, and others that began alike, have in the cache stays.

@@ -234,6 +234,7 @@ void Engine::Impl::fail_slot(int slot, Error error, bool bad_cache) {
   running.erase(event.id);
   if (bad_cache) {
     for (const int forgotten : scheduler.fail(slot)) model.truncate(forgotten, 0);
+    slot_jobs.failed();
   } else {
     scheduler.release(slot);
   }
