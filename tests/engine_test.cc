@@ -3,8 +3,6 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -24,6 +22,7 @@
 #include "base/hash.h"
 #include "codec/kv_layout.h"
 #include "model/kv_file.h"
+#include "no_threads.h"
 #include "text/utf8_stream.h"
 
 namespace bantam {
@@ -977,28 +976,24 @@ TEST(Engine, ForbiddingEveryTokenCostsNobodyTheCache) {
   EXPECT_EQ(engine->metrics().deferred, 0);
 }
 
-// In a child of which the kernel wants no further thread.
 TEST(Engine, WithoutThreadsThereIsAnError) {
   for (const bool saves : {false, true}) {
-    const pid_t child = ::fork();
-    if (child == 0) {
+    const auto load = [saves] {
       EngineOptions options;
       options.n_ctx = 256;
       options.n_threads = 1;
       options.saves = saves;
       Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
-      const rlimit none{0, 0};
-      // Root is above this limit; whoever else runs the test is below it already.
-      if (!model || ::setrlimit(RLIMIT_NPROC, &none) != 0 || (::getuid() == 0 && ::setuid(65534) != 0)) ::_exit(10);
+      return std::make_shared<std::unique_ptr<LoadedModel>>(model ? std::move(*model) : nullptr);
+    };
+    const auto check = [saves](const std::shared_ptr<std::unique_ptr<LoadedModel>>& model) {
+      if (!*model) return 10;
       const Result<std::unique_ptr<Engine>> engine = Engine::start(std::move(*model));
-      if (engine.ok()) ::_exit(11);
+      if (engine.ok()) return 11;
       const std::string wanted = saves ? "cannot start the thread that saves slots" : "cannot start the engine's thread";
-      ::_exit(engine.error().kind == ErrorKind::failed && engine.error().message.starts_with(wanted) ? 0 : 12);
-    }
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    ASSERT_TRUE(WIFEXITED(status)) << status;
-    EXPECT_EQ(WEXITSTATUS(status), 0);
+      return engine.error().kind == ErrorKind::failed && engine.error().message.starts_with(wanted) ? 0 : 12;
+    };
+    without_threads(load, check);
   }
 }
 
