@@ -3,8 +3,6 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +13,7 @@
 #include <fstream>
 #include <future>
 #include <iterator>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -23,6 +22,7 @@
 #include "base/hash.h"
 #include "codec/kv_layout.h"
 #include "model/kv_file.h"
+#include "no_threads.h"
 #include "text/utf8_stream.h"
 
 namespace bantam {
@@ -679,8 +679,8 @@ TEST_F(SlotFile, OthersGoOnWhileItIsRead) {
     Gate gate(*engine, at);
     std::future<Result<SlotDone>> restored = begin(SlotAction::restore, gate);
     ASSERT_TRUE(gate.wait());
-    EXPECT_EQ(engine->slots()[0].n_cached, at == 4 ? n_cached : 0);
     others_go_on("restoring");
+    EXPECT_EQ(engine->slots()[0].n_cached, at == 4 ? n_cached : 0);
     // What was in the slot serves others until it goes; half a sequence never does.
     EXPECT_EQ(n_shared == static_cast<int>(prompt.size()) - 1, at == 4) << n_shared;
     gate.open();
@@ -761,6 +761,59 @@ TEST_F(SlotFile, WhoLeftTheQueueMakesRoom) {
   EXPECT_EQ(engine->slots()[0].n_cached, n_cached) << "a job of a client that left was done";
 }
 
+// Whoever only waits for the thread of the files holds no slot, and its place among the jobs of its slot.
+TEST_F(SlotFile, OnesThatQueueHoldNoSlot) {
+  Gate gate(*engine, 5);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  others_go_on("before");  // slot 2 has something
+  const std::string other = path + "2";
+  const auto left = std::make_shared<std::atomic<bool>>(false);
+  const auto ask = [&](SlotAction action, GivenUp given_up) {
+    const auto answer = std::make_shared<std::promise<Result<SlotDone>>>();
+    EXPECT_TRUE(engine->change_slot(action, 2, other, [answer](const Result<SlotDone>& done) { answer->set_value(done); },
+                                    std::move(given_up)).ok());
+    return answer->get_future();
+  };
+  std::future<Result<SlotDone>> gone = ask(SlotAction::save, [left] { return left->load(); });
+  std::future<Result<SlotDone>> stays = ask(SlotAction::save, {}), erased = ask(SlotAction::erase, {});
+  others_go_on("behind the files");
+  left->store(true);
+  ASSERT_EQ(gone.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  EXPECT_EQ(gone.get().error().kind, ErrorKind::cancelled);
+  const int n_held = engine->slots()[2].n_cached;
+  EXPECT_GT(n_held, 0) << "the erasing overtook the saving";
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  const Result<SlotDone> first = stays.get(), second = erased.get();
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->n_tokens, n_held);
+  EXPECT_EQ(second->n_tokens, n_held);
+  ::unlink(other.c_str());
+}
+
+// Between two files of a slot whoever waits for it is served.
+TEST_F(SlotFile, RequestsAreServedBetweenFiles) {
+  Gate gate(*engine, 5), second(*engine, 2);
+  std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+  ASSERT_TRUE(gate.wait());
+  std::future<Result<SlotDone>> again = begin(SlotAction::save, second);
+  Collector pinned;
+  GenRequest request = greedy(prompt);
+  request.id_slot = 0;
+  ASSERT_TRUE(engine->submit(request, pinned.sink()).ok());
+  stream.wait_for_token(stream.tokens_so_far() + 3);  // the engine knows of both
+  gate.open();
+  EXPECT_TRUE(saved.get().ok());
+  pinned.wait();
+  EXPECT_EQ(pinned.text, "The capital of France is Paris.");
+  ASSERT_TRUE(second.wait());
+  second.open();
+  const Result<SlotDone> last = again.get();
+  ASSERT_TRUE(last.ok());
+  EXPECT_LT(last->n_tokens, n_cached) << "of the answer between them";
+}
+
 // Every job is answered, and the file of that name is whole.
 TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
   ASSERT_TRUE(save().ok());
@@ -772,11 +825,14 @@ TEST_F(SlotFile, TheEngineEndsInTheMiddleOfIt) {
   std::promise<Result<SlotDone>> behind;
   ASSERT_TRUE(engine->change_slot(SlotAction::save, 0, path, [&](const Result<SlotDone>& done) { behind.set_value(done); }));
   std::thread ending([&] { engine.reset(); });
+  stream.wait();  // from here on nothing begins any more
   gate.open();
   ending.join();
-  for (const Result<SlotDone>& done : {restored.get(), behind.get_future().get()}) {
-    EXPECT_TRUE(done.ok() || done.error().kind == ErrorKind::cancelled) << done.error().message;
-  }
+  const Result<SlotDone> done = restored.get(), never = behind.get_future().get();
+  EXPECT_TRUE(done.ok() || done.error().message == "the engine ends") << done.error().message;
+  ASSERT_FALSE(never.ok());
+  EXPECT_EQ(never.error().kind, ErrorKind::cancelled);
+  EXPECT_EQ(never.error().message, "the engine ends");
   EXPECT_EQ(content(path), before);
 }
 
@@ -836,28 +892,108 @@ TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
   EXPECT_EQ(::rmdir(folder), 0);
 }
 
-// In a child of which the kernel wants no further thread.
+// Slot 0 is being saved when a request that began alike finds bad values: before the file gets its name the old one
+// stays, after that nothing does.
+TEST_F(SlotFile, BadValuesAreNotSaved) {
+  ASSERT_TRUE(save().ok());
+  const std::string before = content(path), bad_path = path + "2";
+  std::ofstream(bad_path, std::ios::binary) << before;
+  poison(bad_path, engine->model().report());
+  for (const bool named : {false, true}) {
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 0, path).ok());
+    if (named) ::unlink(path.c_str());
+    Gate gate(*engine, 5);
+    ASSERT_TRUE(change(*engine, SlotAction::restore, 2, bad_path).ok());
+    std::future<Result<SlotDone>> saved = begin(SlotAction::save, gate);
+    ASSERT_TRUE(gate.wait());
+    GenRequest request = greedy(prompt);
+    request.id_slot = 2;
+    request.progress = true;
+    Collector bad;
+    const GenSink sink = bad.sink();
+    // Its prompt is done, what comes of it not yet looked at.
+    const auto name_it = [&](const GenEvent& event) {
+      if (named && event.kind == GenEventKind::progress) {
+        gate.open();
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+        while (::access(path.c_str(), F_OK) != 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      }
+      sink(event);
+    };
+    ASSERT_TRUE(engine->submit(request, name_it).ok());
+    bad.wait();
+    ASSERT_EQ(bad.last.kind, GenEventKind::error) << "the poisoned key was not read";
+    gate.open();
+    const Result<SlotDone> done = saved.get();
+    ASSERT_FALSE(done.ok());
+    EXPECT_EQ(done.error().kind, ErrorKind::refused) << done.error().message;
+    if (named) {
+      EXPECT_NE(::access(path.c_str(), F_OK), 0) << "it would be restored one day";
+    } else {
+      EXPECT_EQ(content(path), before);
+    }
+    // Nor afterwards, until something else is in the slot.
+    EXPECT_EQ(save().error().kind, ErrorKind::refused);
+    Collector after;
+    request = greedy(prompt);
+    request.id_slot = 0;
+    generate(*engine, std::move(request), after);
+    EXPECT_EQ(after.text, "The capital of France is Paris.");
+    if (!named) {
+      const std::string other = path + "3";
+      EXPECT_TRUE(change(*engine, SlotAction::save, 0, other).ok());
+      ::unlink(other.c_str());
+    }
+  }
+  ::unlink(bad_path.c_str());
+}
+
+// A request that forbids every token ends alone: what it, and others that began alike, have in the cache stays.
+TEST(Engine, ForbiddingEveryTokenCostsNobodyTheCache) {
+  const auto engine = start(2, 4);
+  const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
+  Collector first, nothing, after;
+  generate(*engine, greedy(prompt), first);
+  const int n_cached = engine->slots()[static_cast<size_t>(first.last.slot)].n_cached;
+  ASSERT_GT(n_cached, static_cast<int>(prompt.size()));
+  GenRequest request = greedy(prompt);
+  request.id_slot = 1 - first.last.slot;
+  for (int32_t token = 0; token < engine->model().tokenizer().n_vocab(); ++token) {
+    request.sampling.logit_bias.emplace_back(token, -std::numeric_limits<float>::infinity());
+  }
+  generate(*engine, request, nothing);
+  ASSERT_EQ(nothing.last.kind, GenEventKind::error);
+  EXPECT_EQ(nothing.last.error.kind, ErrorKind::refused);
+  EXPECT_NE(nothing.last.error.message.find("logit_bias"), std::string::npos) << nothing.last.error.message;
+  EXPECT_TRUE(nothing.tokens.empty());
+  EXPECT_EQ(engine->slots()[static_cast<size_t>(first.last.slot)].n_cached, n_cached);
+  EXPECT_EQ(engine->slots()[static_cast<size_t>(request.id_slot)].n_cached, static_cast<int>(prompt.size()));
+  request = greedy(prompt);
+  request.id_slot = first.last.slot;
+  generate(*engine, request, after);
+  EXPECT_EQ(after.last.timings.cache_n, static_cast<int>(prompt.size()) - 1);
+  EXPECT_EQ(after.tokens, first.tokens);
+  EXPECT_EQ(engine->metrics().deferred, 0);
+}
+
 TEST(Engine, WithoutThreadsThereIsAnError) {
   for (const bool saves : {false, true}) {
-    const pid_t child = ::fork();
-    if (child == 0) {
+    const auto load = [saves] {
       EngineOptions options;
       options.n_ctx = 256;
       options.n_threads = 1;
       options.saves = saves;
       Result<std::unique_ptr<LoadedModel>> model = LoadedModel::load(options);
-      const rlimit none{0, 0};
-      // Root is above this limit; whoever else runs the test is below it already.
-      if (!model || ::setrlimit(RLIMIT_NPROC, &none) != 0 || (::getuid() == 0 && ::setuid(65534) != 0)) ::_exit(10);
+      return std::make_shared<std::unique_ptr<LoadedModel>>(model ? std::move(*model) : nullptr);
+    };
+    const auto check = [saves](const std::shared_ptr<std::unique_ptr<LoadedModel>>& model) {
+      if (!*model) return 10;
       const Result<std::unique_ptr<Engine>> engine = Engine::start(std::move(*model));
-      if (engine.ok()) ::_exit(11);
+      if (engine.ok()) return 11;
       const std::string wanted = saves ? "cannot start the thread that saves slots" : "cannot start the engine's thread";
-      ::_exit(engine.error().kind == ErrorKind::failed && engine.error().message.starts_with(wanted) ? 0 : 12);
-    }
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    ASSERT_TRUE(WIFEXITED(status)) << status;
-    EXPECT_EQ(WEXITSTATUS(status), 0);
+      return engine.error().kind == ErrorKind::failed && engine.error().message.starts_with(wanted) ? 0 : 12;
+    };
+    without_threads(load, check);
   }
 }
 

@@ -175,6 +175,31 @@ TEST(KvSequences, PagesNeverRunOut) {
   EXPECT_EQ(s.cache().n_free(), 0);
 }
 
+// The pages of a saved sequence are written whole, so they come as they are; if that fails, whoever gets them next
+// gets them clean.
+TEST(KvSequences, AdoptedPagesAreCleanForTheNextOnly) {
+  Sequences s(512, 2);
+  s.append(0, 300);
+  const int32_t page = s.cache().pages(0)[0];
+  std::vector<std::byte> before(static_cast<size_t>(s.cache().page_bytes())), after = before;
+  s.cache().read_page(0, 0, 1, before);
+  s.truncate(0, 0);
+  s.cache().adopt(1, 300, 0, 0);
+  EXPECT_EQ(s.cache().length(1), 300);
+  ASSERT_EQ(s.cache().n_pages(1), 2);
+  ASSERT_EQ(s.cache().pages(1)[0], page);
+  s.cache().read_page(1, 0, 1, after);
+  EXPECT_EQ(after, before) << "cleaned for nothing";
+  for (int layer = 0; layer < kLayers; ++layer) {  // and no further
+    s.cache().write_page(1, 0, layer, std::vector<std::byte>(after.size(), std::byte{0x55}));
+  }
+  s.cache().erase(1);
+  s.append(1, 10);
+  EXPECT_EQ(s.cache().pages(1)[0], page);
+  s.append(0, 260);
+  s.check();
+}
+
 TEST(KvSequences, RandomOperationsEqualVectors) {
   const char* wanted = std::getenv("BANTAM_SEED");
   const uint64_t first = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 20261125;

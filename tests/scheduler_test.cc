@@ -252,13 +252,32 @@ TEST(Scheduler, FailuresAreForgottenByAllWhoBeganAlike) {
   for (const size_t i : {size_t{2}, size_t{3}}) EXPECT_TRUE(slots[i].reusable().empty());
   scheduler.let_go(3);
   EXPECT_TRUE(scheduler.cancel(7));
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(slots[i].bad, i == 2 || i == 3) << i;
   for (int slot = 0; slot < 5; ++slot) {
     const auto id = static_cast<uint64_t>(20 + slot);
     ASSERT_TRUE(scheduler.submit(request(id, prompt_of(20), 1, slot)).ok());
     scheduler.plan(512);
     EXPECT_EQ(scheduler.slots()[static_cast<size_t>(slot)].n_reused, 0) << slot;
+    EXPECT_FALSE(scheduler.slots()[static_cast<size_t>(slot)].bad) << slot;
     EXPECT_TRUE(scheduler.cancel(id));
     scheduler.ran({});
+  }
+}
+
+// What takes the place of bad values is as good as it is.
+TEST(Scheduler, RefilledSlotsAreNotBad) {
+  for (const bool erased : {false, true}) {
+    Scheduler scheduler(2, 256, 4);
+    ASSERT_TRUE(scheduler.submit(request(1, prompt_of(30), 1, 0)).ok());
+    run_alone(scheduler, 64);
+    scheduler.hold(0);
+    ASSERT_TRUE(scheduler.submit(request(2, prompt_of(30), -1, 1)).ok());
+    scheduler.ran(scheduler.plan(64));
+    scheduler.fail(1);
+    ASSERT_TRUE(scheduler.slots()[0].bad);
+    scheduler.refill(0, erased ? std::vector<int32_t>() : prompt_of(20));
+    EXPECT_FALSE(scheduler.slots()[0].bad);
+    EXPECT_EQ(scheduler.slots()[0].reusable().size(), erased ? 0u : 20u);
   }
 }
 

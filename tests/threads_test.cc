@@ -2,7 +2,6 @@
 // in sleep, teams larger than the machine make progress.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -14,6 +13,7 @@
 #include "base/cpu_set.h"
 #include "base/thread.h"
 #include "base/thread_pool.h"
+#include "no_threads.h"
 
 namespace bantam {
 namespace {
@@ -274,24 +274,16 @@ TEST(Thread, IsJoinedWhenItGoes) {
   EXPECT_EQ(done, 1);
 }
 
-// In a child of which the kernel wants no further thread.
 TEST(Thread, RefusedByTheKernelIsAnError) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    const rlimit none{0, 0};
-    // Root is above this limit; whoever else runs the test is below it already.
-    if (::setrlimit(RLIMIT_NPROC, &none) != 0 || (::getuid() == 0 && ::setuid(65534) != 0)) ::_exit(10);
+  const auto check = [](bool) {
     const Result<Thread> thread = Thread::start("the thread of the test", [] {});
-    if (thread.ok()) ::_exit(11);
+    if (thread.ok()) return 11;
     const std::string& why = thread.error().message;
     const bool clear = thread.error().kind == ErrorKind::failed && why.starts_with("cannot start the thread of the test: ") &&
                        why.find("unavailable") != std::string::npos;
-    ::_exit(clear && !Worker::start("a worker").ok() ? 0 : 12);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFEXITED(status)) << status;
-  EXPECT_EQ(WEXITSTATUS(status), 0);
+    return clear && !Worker::start("a worker").ok() ? 0 : 12;
+  };
+  without_threads([] { return true; }, check);
 }
 
 TEST(CpuSet, MasksAndRanges) {

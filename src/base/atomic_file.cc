@@ -37,6 +37,7 @@ AtomicFile::AtomicFile(AtomicFile&& other) noexcept
       unfinished_(std::move(other.unfinished_)),
       fd_(std::exchange(other.fd_, -1)),
       n_written_(other.n_written_),
+      synced_(other.synced_),
       hook_(std::move(other.hook_)) {}
 
 AtomicFile::~AtomicFile() {
@@ -70,6 +71,7 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, Hook hook) {
 }
 
 Status AtomicFile::write(std::span<const std::byte> bytes) {
+  synced_ = false;
   while (!bytes.empty()) {
     step("write");
     const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
@@ -81,9 +83,16 @@ Status AtomicFile::write(std::span<const std::byte> bytes) {
   return Ok{};
 }
 
-Status AtomicFile::commit() {
+Status AtomicFile::sync() {
+  if (synced_) return Ok{};
   step("fsync");
   if (::fsync(fd_) != 0) return error("write");
+  synced_ = true;
+  return Ok{};
+}
+
+Status AtomicFile::commit() {
+  if (Status status = sync(); !status) return status;
   step("rename");
   if (::rename(unfinished_.c_str(), path_.c_str()) != 0) return error("rename");
   ::close(std::exchange(fd_, -1));

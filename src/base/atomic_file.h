@@ -25,6 +25,8 @@ class AtomicFile {
   ~AtomicFile();  // without commit() nothing is left
 
   Status write(std::span<const std::byte> bytes);
+  // What takes long of commit(), for who wants to ask something between.
+  Status sync();
   // Only after this the name stands for what was written.
   Status commit();
   int64_t n_written() const { return n_written_; }
@@ -37,6 +39,7 @@ class AtomicFile {
   std::string path_, unfinished_;
   int fd_;
   int64_t n_written_ = 0;
+  bool synced_ = false;
   Hook hook_;
 };
 

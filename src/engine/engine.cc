@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <limits>
@@ -83,7 +84,7 @@ struct Engine::Impl {
   void note_step(const StepPlan& plan, double ms);
   void draw(const StepPlan& plan);
   void draw_one(int slot, std::span<const float> logits);
-  void fail_slot(int slot, Error error);
+  void fail_slot(int slot, Error error, bool bad_cache);
   void emit(Running& running, int slot, std::string text);
   void publish();
 
@@ -221,9 +222,9 @@ void Engine::Impl::emit(Running& r, int slot, std::string text) {
   r.sink(event);
 }
 
-// Ends the request of a slot with an error. Its cache may hold NaN, and so may others that begin
-// alike: none of it is used again.
-void Engine::Impl::fail_slot(int slot, Error error) {
+// Ends the request of a slot with an error. bad_cache: its cache may hold NaN, and so may others
+// that begin alike: none of it is used again.
+void Engine::Impl::fail_slot(int slot, Error error, bool bad_cache) {
   GenEvent event;
   event.kind = GenEventKind::error;
   event.id = scheduler.slots()[static_cast<size_t>(slot)].request;
@@ -231,7 +232,12 @@ void Engine::Impl::fail_slot(int slot, Error error) {
   event.error = std::move(error);
   const GenSink sink = std::move(running.at(event.id).sink);
   running.erase(event.id);
-  for (const int forgotten : scheduler.fail(slot)) model.truncate(forgotten, 0);
+  if (bad_cache) {
+    for (const int forgotten : scheduler.fail(slot)) model.truncate(forgotten, 0);
+    slot_jobs.failed();
+  } else {
+    scheduler.release(slot);
+  }
   {
     const std::lock_guard lock(mutex);
     --n_waiting;
@@ -247,7 +253,16 @@ void Engine::Impl::draw_one(int slot_index, std::span<const float> logits) {
   // An embedding may have more rows than there are tokens; those are no answers.
   logits = logits.first(std::min(logits.size(), static_cast<size_t>(model.tokenizer().n_vocab())));
   const int32_t token = r.sampler.sample(logits, slot.tokens);
-  if (token < 0) return fail_slot(slot_index, failed("the model produced no finite logits"));
+  if (token < 0) {
+    // Numbers of which none may be drawn say nothing against the cache, which others may share.
+    const bool numbers =
+        std::any_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
+    return fail_slot(slot_index,
+                     numbers ? refused("logit_bias and penalties leave no token to draw, expected "
+                                       "at least one: forbid fewer")
+                             : failed("the model produced no finite logits"),
+                     !numbers);
+  }
   ++r.timings.predicted_n;
   const Tokenizer& tokenizer = model.tokenizer();
   StopReason reason =

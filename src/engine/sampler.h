@@ -44,7 +44,7 @@ class Sampler {
   Sampler(const SamplingParams& params, uint64_t seed);
 
   // logits: [n_vocab], not changed. recent: the tokens before this one, oldest first.
-  // -1 when no logit is finite.
+  // -1 when no logit is finite, as they are or with bias and penalties.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> recent);
   uint64_t seed() const { return seed_; }
 

@@ -103,6 +103,7 @@ void Scheduler::start(int index, ScheduledRequest request) {
     changes_.push_back({CacheChange::Kind::truncate, index, 0});
   }
   slot.n_exact = kAllExact;
+  slot.bad = false;
   slot.last_used = ++clock_;
 }
 
@@ -258,6 +259,7 @@ void Scheduler::forget(int index) {
   Slot& slot = slots_[static_cast<size_t>(index)];
   slot.cached.clear();
   slot.n_exact = kAllExact;
+  slot.bad = false;
   // A slot with nothing to lose is taken first.
   slot.last_used = 0;
 }
@@ -273,6 +275,7 @@ std::vector<int> Scheduler::fail(int index) {
     if (other != index && common_prefix(slots_[i].cached, bad) == 0) continue;
     if (slots_[i].phase != Slot::Phase::idle) {
       slots_[i].n_exact = 0;
+      slots_[i].bad = true;
       continue;
     }
     forget(other);
@@ -287,6 +290,7 @@ void Scheduler::refill(int index, std::vector<int32_t> cached, int n_exact) {
   if (cached.empty()) return forget(index);
   slot.cached = std::move(cached);
   slot.n_exact = n_exact;
+  slot.bad = false;
   slot.last_used = ++clock_;
 }
 

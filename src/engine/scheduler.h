@@ -62,6 +62,7 @@ class Scheduler {
     // (fail()): only they serve other requests, so that answers do not depend on what a slot did
     // before.
     int n_exact = kAllExact;
+    bool bad = false;  // cached ones may be: of no use to anybody but the present request
     std::vector<int32_t> tokens;  // prompt and generated tokens of the present request, as shifted
     int n_prompt = 0;
     int n_reused = 0;  // prompt tokens found in the cache, this slot's or another's

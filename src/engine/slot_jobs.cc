@@ -1,5 +1,7 @@
 #include "engine/slot_jobs.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <iterator>
 #include <utility>
@@ -16,6 +18,11 @@ double ms_since(Clock::time_point start) {
 
 Error nobody_waits() { return {ErrorKind::cancelled, "the client left"}; }
 Error engine_ends() { return {ErrorKind::cancelled, "the engine ends"}; }
+Error bad_values(int slot) {
+  return refused("slot " + std::to_string(slot) +
+                 " may hold values that are no numbers, as a request that began alike has failed: "
+                 "it is not saved; erase it, or let it answer another request first");
+}
 
 }  // namespace
 
@@ -50,35 +57,41 @@ Status SlotJobs::add(SlotJob job) {
                std::to_string(n_before) + " changes of slots are waiting already; try again later"};
 }
 
-bool SlotJobs::can_begin(const SlotJob& job) const {
-  const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(job.slot)];
-  return slot.phase == Scheduler::Slot::Phase::idle;
+// Jobs of one slot keep their order. A job for the thread of the files holds no slot while it only
+// waits for another's file.
+bool SlotJobs::can_begin(Waiting job) const {
+  const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(job->slot)];
+  if (slot.phase != Scheduler::Slot::Phase::idle) return false;
+  if (job->action != SlotAction::erase && file_) return false;
+  return std::none_of(waiting_.begin(), job,
+                      [job](const SlotJob& earlier) { return earlier.slot == job->slot; });
 }
 
 bool SlotJobs::ready() const {
-  const auto moves = [this](const SlotJob& job) {
-    return can_begin(job) || (job.given_up && job.given_up());
-  };
-  if (std::any_of(waiting_.begin(), waiting_.end(), moves)) return true;
+  for (Waiting job = waiting_.begin(); job != waiting_.end(); ++job) {
+    if (can_begin(job) || (job->given_up && job->given_up())) return true;
+  }
   const std::lock_guard lock(mutex_);
-  return !mail_.empty() || !returned_.empty();
+  return !mail_.empty() || returned_;
 }
 
 std::vector<EndedSlotJob> SlotJobs::run() {
   std::vector<EndedSlotJob> ended;
-  std::deque<FileJob*> returned;
+  bool returned = false;
   {
     const std::lock_guard lock(mutex_);
     std::move(mail_.begin(), mail_.end(), std::back_inserter(waiting_));
     mail_.clear();
-    returned.swap(returned_);
+    returned = std::exchange(returned_, false);
   }
-  for (FileJob* file : returned) back(file, ended);
-  // Jobs of one slot keep their order: while one cannot begin, none behind it can.
+  const int let_go = returned ? back(ended) : -1;
   for (auto job = waiting_.begin(); job != waiting_.end();) {
+    // First a request may have the slot; the next run() need not know.
+    const bool yields =
+        job->action != SlotAction::erase && job->slot == let_go && scheduler_.n_queued() > 0;
     if (job->given_up && job->given_up()) {
       end(*job, nobody_waits(), ended);
-    } else if (can_begin(*job)) {
+    } else if (!yields && can_begin(job)) {
       begin(std::move(*job), ended);
     } else {
       ++job;
@@ -89,8 +102,15 @@ std::vector<EndedSlotJob> SlotJobs::run() {
   return ended;
 }
 
+void SlotJobs::failed() {
+  // What a slot held before it is restored does not matter.
+  if (!file_ || file_->job.action != SlotAction::save) return;
+  if (scheduler_.slots()[static_cast<size_t>(file_->job.slot)].bad) file_->bad = true;
+}
+
 void SlotJobs::begin(SlotJob job, std::vector<EndedSlotJob>& ended) {
-  const std::vector<int32_t>& cached = scheduler_.slots()[static_cast<size_t>(job.slot)].cached;
+  const Scheduler::Slot& slot = scheduler_.slots()[static_cast<size_t>(job.slot)];
+  const std::vector<int32_t>& cached = slot.cached;
   const int n_cached = static_cast<int>(cached.size());
   if (job.action == SlotAction::erase) {
     model_.truncate(job.slot, 0);
@@ -102,12 +122,12 @@ void SlotJobs::begin(SlotJob job, std::vector<EndedSlotJob>& ended) {
                refused("slot " + std::to_string(job.slot) + " is empty: there is nothing to save"),
                ended);
   }
-  auto file = std::make_unique<FileJob>();
-  if (job.action == SlotAction::save) file->tokens = cached;
-  file->job = std::move(job);
-  scheduler_.hold(file->job.slot);
-  post(*file);
-  files_.push_back(std::move(file));
+  if (job.action == SlotAction::save && slot.bad) return end(job, bad_values(job.slot), ended);
+  file_ = std::make_unique<FileJob>();
+  if (job.action == SlotAction::save) file_->tokens = cached;
+  file_->job = std::move(job);
+  scheduler_.hold(file_->job.slot);
+  post(*file_);
 }
 
 void SlotJobs::post(FileJob& file) {
@@ -116,26 +136,28 @@ void SlotJobs::post(FileJob& file) {
     work(file);
     {
       const std::lock_guard lock(mutex_);
-      returned_.push_back(&file);
+      returned_ = true;
     }
     wake_();
   });
 }
 
-bool SlotJobs::go_on(const SlotJob& job) const {
-  return !ending_ && !(job.given_up && job.given_up());
+bool SlotJobs::go_on(const FileJob& file) const {
+  return !ending_ && !file.bad && !(file.job.given_up && file.job.given_up());
 }
+
+Error SlotJobs::gave_up() const { return ending_ ? engine_ends() : nobody_waits(); }
 
 // One step of a job, on the thread of the files: what may take as long as the disk does.
 void SlotJobs::work(FileJob& file) {
   const SlotJob& job = file.job;
   if (!file.started) file.started = Clock::now();
-  if (!go_on(job)) {
-    file.status = nobody_waits();
+  if (!go_on(file)) {
+    file.status = gave_up();
     return;
   }
   Model& model = model_.model();
-  const KeepGoing keep_going = [&] { return go_on(job); };
+  const KeepGoing keep_going = [&] { return go_on(file); };
   if (job.action == SlotAction::save) {
     const Result<int64_t> written = model.save(job.slot, file.tokens, job.path, keep_going);
     file.done = true;
@@ -158,17 +180,19 @@ void SlotJobs::work(FileJob& file) {
 }
 
 // From the thread of the files: the next step, or the end.
-void SlotJobs::back(FileJob* file, std::vector<EndedSlotJob>& ended) {
-  const int slot = file->job.slot;
-  if (file->status && !file->done && !ending_) {
+int SlotJobs::back(std::vector<EndedSlotJob>& ended) {
+  const int slot = file_->job.slot;
+  if (file_->status && !file_->done && !ending_) {
     // The file is good. Only now what the slot held goes, also for those who would begin with it.
     scheduler_.refill(slot, {});
-    model_.model().make_room(slot, *file->saved);
-    file->has_room = true;
-    return post(*file);
+    model_.model().make_room(slot, *file_->saved);
+    file_->has_room = true;
+    post(*file_);
+    return -1;
   }
-  end(file->job, settle(*file), ended);
-  std::erase_if(files_, [file](const auto& one) { return one.get() == file; });
+  end(file_->job, settle(*file_), ended);
+  file_.reset();
+  return slot;
 }
 
 // Gives the slot back as the job leaves it.
@@ -177,7 +201,15 @@ Result<SlotDone> SlotJobs::settle(FileJob& file) {
   scheduler_.let_go(slot);
   const bool whole = file.status.ok() && file.done;
   if (file.has_room && !whole) model_.truncate(slot, 0);
-  if (!file.status) return file.status.error();
+  if (file.job.action == SlotAction::save && scheduler_.slots()[static_cast<size_t>(slot)].bad) {
+    // Known only after the file got its name: whoever restored it would not be warned.
+    if (whole) ::unlink(file.job.path.c_str());
+    return bad_values(slot);
+  }
+  if (!file.status) {
+    const bool given_up = file.status.error().kind == ErrorKind::cancelled;
+    return given_up && ending_ ? engine_ends() : file.status.error();
+  }
   if (!whole) return engine_ends();
   SlotDone done{slot, static_cast<int>(file.tokens.size()), file.n_bytes};
   if (file.job.action == SlotAction::restore) {
@@ -201,8 +233,8 @@ std::vector<EndedSlotJob> SlotJobs::end_all() {
   ending_ = true;
   thread_.reset();
   std::vector<EndedSlotJob> ended;
-  for (const auto& file : files_) end(file->job, settle(*file), ended);
-  files_.clear();
+  if (file_) end(file_->job, settle(*file_), ended);
+  file_.reset();
   const std::lock_guard lock(mutex_);
   std::move(mail_.begin(), mail_.end(), std::back_inserter(waiting_));
   for (const SlotJob& job : waiting_) ended.push_back({job.sink, engine_ends()});

@@ -1,8 +1,8 @@
 // What is asked of a slot's cache besides requests: saving, restoring and erasing it. Owns the jobs
 // that wait for their slots, and the thread that writes and reads their files while the engine goes
-// on. Such a slot is held meanwhile: its pages stay as they are without a copy, and need none,
-// since requests for it wait and whoever shares a page takes a copy before writing. Refuses more
-// jobs than a bound.
+// on, one at a time. Such a slot is held meanwhile: its pages stay as they are without a copy, and
+// need none, since requests for it wait and whoever shares a page takes a copy before writing.
+// Refuses more jobs than a bound, and to save what may hold values that are no numbers.
 //
 // All but add() is for the engine's thread.
 #pragma once
@@ -62,8 +62,11 @@ class SlotJobs {
   // Any thread. Refusal: busy.
   Status add(SlotJob job);
   bool ready() const;
-  // Begins what can begin, ends what is done; before a waiting request takes the slot.
+  // Begins what can begin, ends what is done; before a waiting request takes the slot, but not
+  // twice in a row.
   std::vector<EndedSlotJob> run();
+  // After Scheduler::fail(): what is being saved may be bad.
+  void failed();
   // Ends all. A file that is not whole yet is given up.
   std::vector<EndedSlotJob> end_all();
 
@@ -75,30 +78,34 @@ class SlotJobs {
     std::optional<SavedSequence> saved;  // to be restored, once checked
     Status status = Ok{};
     int64_t n_bytes = 0;
-    bool has_room = false;  // restore: the slot's pages are the file's
-    bool done = false;      // the file's part is over
+    bool has_room = false;         // restore: the slot's pages are the file's
+    bool done = false;             // the file's part is over
+    std::atomic<bool> bad{false};  // to be saved: not worth it any more
     std::optional<std::chrono::steady_clock::time_point> started;
   };
 
-  bool can_begin(const SlotJob& job) const;
+  using Waiting = std::deque<SlotJob>::const_iterator;
+  bool can_begin(Waiting job) const;
   void begin(SlotJob job, std::vector<EndedSlotJob>& ended);
   void post(FileJob& file);
   void work(FileJob& file);
-  bool go_on(const SlotJob& job) const;
-  void back(FileJob* file, std::vector<EndedSlotJob>& ended);
+  bool go_on(const FileJob& file) const;
+  Error gave_up() const;
+  // The slot that has been let go, or -1.
+  int back(std::vector<EndedSlotJob>& ended);
   Result<SlotDone> settle(FileJob& file);
   void end(const SlotJob& job, Result<SlotDone> result, std::vector<EndedSlotJob>& ended);
 
   LoadedModel& model_;
   Scheduler& scheduler_;
   std::function<void()> wake_;
-  std::deque<SlotJob> waiting_;                  // for their slots
-  std::vector<std::unique_ptr<FileJob>> files_;  // their slots are held
+  std::deque<SlotJob> waiting_;    // for their slots, or for the thread of the files
+  std::unique_ptr<FileJob> file_;  // its slot is held
   std::atomic<bool> ending_{false};
 
   mutable std::mutex mutex_;
   std::deque<SlotJob> mail_;        // guarded by mutex_
-  std::deque<FileJob*> returned_;   // guarded by mutex_: one step of the files' thread is over
+  bool returned_ = false;           // guarded by mutex_: a step of file_ is over
   int n_jobs_ = 0;                  // guarded by mutex_: added and not yet ended
   std::unique_ptr<Worker> thread_;  // the last member: it uses the others
 };

@@ -180,8 +180,13 @@ void KvCache::repeat(int seq, int n) {
 
 void KvCache::adopt(int seq, int n, int n_kept, int moved) {
   CHECK(length(seq) == 0 && moved >= 0 && moved <= kMaxMoved && moved % kPagePositions == 0);
-  extend(seq, n);
+  CHECK(n >= 0 && n <= n_ctx_);
   Sequence& sequence = sequences_[static_cast<size_t>(seq)];
+  sequence.length = n;
+  // As they are: write_page covers a whole page, and whoever gets them before that gets them clean.
+  while (static_cast<int>(sequence.pages.size()) * kPagePositions < n) {
+    sequence.pages.push_back(take_page(false));
+  }
   CHECK(n_kept >= 0 && n_kept <= n_pages(seq));
   sequence.n_kept = n_kept;
   sequence.moved = moved;

@@ -58,7 +58,8 @@ class KvCache {
   std::span<const std::byte> read_page(int seq, int page, int layer,
                                        std::span<std::byte> out) const;
   void write_page(int seq, int page, int layer, std::span<const std::byte> bytes);
-  // An empty sequence becomes one of n positions, to be filled by write_page.
+  // An empty sequence becomes one of n positions, all of it to be written by write_page
+  // before it is used.
   void adopt(int seq, int n, int n_kept, int moved);
   int64_t page_bytes() const { return page_bytes_k_ + page_bytes_v_; }
   int n_layers() const { return n_layers_; }

@@ -135,7 +135,7 @@ const char* page_fault(const SavedHeader& header, int page, std::span<const std:
 
 bool stopped(const KeepGoing& keep_going) { return keep_going && !keep_going(); }
 
-Error gave_up() { return {ErrorKind::cancelled, "nobody waits for it any more"}; }
+Error gave_up() { return {ErrorKind::cancelled, "it was given up"}; }
 
 class Mixer {
  public:
@@ -294,6 +294,9 @@ Result<int64_t> save_sequence(const std::string& path, const SequenceIdentity& i
   }
   if (Status s = file->write(std::as_bytes(std::span(&sum, 1))); !s) return s.error();
   const int64_t written = file->n_written();
+  if (Status s = file->sync(); !s) return s.error();
+  // Until the last moment: of a file given up here the old one is left.
+  if (stopped(keep_going)) return gave_up();
   if (Status s = file->commit(); !s) return s.error();
   return written;
 }

@@ -75,11 +75,11 @@ Json answer(const Action& action, const SlotDone& done, const std::string& name)
 }
 
 // What a client may see of it: the name that it gave, not where the server keeps such files.
-Error without_folder(Error error, const std::string& folder) {
-  const std::string prefix = folder + "/";
-  for (size_t at = error.message.find(prefix); at != std::string::npos;
-       at = error.message.find(prefix, at)) {
-    error.message.erase(at, prefix.size());
+Error without_folder(Error error, const std::string& folder, const std::string& name) {
+  const std::string path = folder + "/" + name;
+  for (size_t at = error.message.find(path); at != std::string::npos;
+       at = error.message.find(path, at + name.size())) {
+    error.message.erase(at, path.size() - name.size());
   }
   return error;
 }
@@ -118,13 +118,18 @@ void change_slot(Engine& engine, const std::string& folder, const HttpRequest& r
   }
   const auto given_up = std::make_shared<std::atomic<bool>>(false);
   exchange->on_close([given_up] { given_up->store(true); });
-  const auto sink = [exchange, name, folder, row = *action](const Result<SlotDone>& done) {
-    if (!done && done.error().kind == ErrorKind::failed)
-      log_warn("slots: {}: {}", row->name, done.error().message);
+  const auto sink = [exchange, name, folder, id = *slot,
+                     row = *action](const Result<SlotDone>& done) {
+    // Whoever left is not told that the slot may be empty now.
+    const bool logged =
+        !done &&
+        (done.error().kind == ErrorKind::failed ||
+         (done.error().kind == ErrorKind::cancelled && row->action == SlotAction::restore));
+    if (logged) log_warn("slots: {} of slot {}: {}", row->name, id, done.error().message);
     exchange->post([exchange, name, folder, row, done] {
       if (!exchange->open()) return;
       exchange->reply(done ? json_reply(answer(*row, *done, name))
-                           : error_reply(without_folder(done.error(), folder)));
+                           : error_reply(without_folder(done.error(), folder, name)));
     });
   };
   const Status status = engine.change_slot((*action)->action, *slot, folder + "/" + name, sink,
