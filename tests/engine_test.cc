@@ -23,6 +23,7 @@
 #include "codec/kv_layout.h"
 #include "model/kv_file.h"
 #include "no_threads.h"
+#include "tests/support/temp_folder.h"
 #include "text/utf8_stream.h"
 
 namespace bantam {
@@ -445,9 +446,8 @@ TEST(Engine, CancelsWhileGeneratingPrefillingAndQueued) {
 }
 
 TEST(Engine, SavedSlotsGoOnWhereTheyWere) {
-  char folder[] = "/tmp/bantam_engine_XXXXXX";
-  ASSERT_NE(::mkdtemp(folder), nullptr);
-  const std::string path = std::string(folder) + "/slot";
+  const TempFolder folder;
+  const std::string path = folder.path() + "/slot";
   Collector before, after, again;
   std::vector<int32_t> prompt;
   int n_saved = 0;
@@ -460,7 +460,7 @@ TEST(Engine, SavedSlotsGoOnWhereTheyWere) {
     ASSERT_TRUE(saved.ok()) << saved.error().message;
     n_saved = saved->n_tokens;
     EXPECT_EQ(n_saved, engine->slots()[0].n_cached);
-    EXPECT_EQ(change(*engine, SlotAction::save, 0, std::string(folder) + "/none/slot").error().kind,
+    EXPECT_EQ(change(*engine, SlotAction::save, 0, folder.path() + "/none/slot").error().kind,
               ErrorKind::failed);
     EXPECT_EQ(engine->slots()[0].n_cached, n_saved);
   }
@@ -485,7 +485,6 @@ TEST(Engine, SavedSlotsGoOnWhereTheyWere) {
   EXPECT_EQ(change(*engine, SlotAction::erase, 2).error().kind, ErrorKind::refused);
   EXPECT_EQ(change(*engine, SlotAction::erase, -1).error().kind, ErrorKind::refused);
   ::unlink(path.c_str());
-  EXPECT_EQ(::rmdir(folder), 0);
   const auto plain = start(1);
   EXPECT_EQ(change(*plain, SlotAction::save, 0, path).error().kind, ErrorKind::refused);
   EXPECT_TRUE(change(*plain, SlotAction::erase, 0).ok());
@@ -589,10 +588,6 @@ std::string content(const std::string& path) {
 class SlotFile : public ::testing::Test {
  protected:
   void SetUp() override {
-    char name[] = "/tmp/bantam_slots_XXXXXX";
-    ASSERT_NE(::mkdtemp(name), nullptr);
-    folder = name;
-    path = folder + "/slot";
     engine = start(3, 8, true, true);
     prompt = chat(*engine, kQuestions[0]);
     GenRequest fill = greedy(prompt, 280);
@@ -615,7 +610,6 @@ class SlotFile : public ::testing::Test {
     stream.wait();
     engine.reset();
     ::unlink(path.c_str());
-    EXPECT_EQ(::rmdir(folder.c_str()), 0) << "something else was left in the folder";
   }
   // Begins it; the answer comes later.
   std::future<Result<SlotDone>> begin(SlotAction action, Gate& gate) {
@@ -646,7 +640,8 @@ class SlotFile : public ::testing::Test {
   }
   Result<SlotDone> save() { return change(*engine, SlotAction::save, 0, path); }
 
-  std::string folder, path;
+  const TempFolder temp;
+  const std::string path = temp.path() + "/slot";
   std::unique_ptr<Engine> engine;
   std::vector<int32_t> prompt;
   Collector stream;
@@ -858,9 +853,8 @@ void poison(const std::string& path, const ModelReport& report) {
 
 // What shares the beginning of a slot that failed is forgotten with it, whichever of them fails first.
 TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
-  char folder[] = "/tmp/bantam_engine_XXXXXX";
-  ASSERT_NE(::mkdtemp(folder), nullptr);
-  const std::string path = std::string(folder) + "/slot";
+  const TempFolder folder;
+  const std::string path = folder.path() + "/slot";
   const auto engine = start(3, 4, true);
   const std::vector<int32_t> prompt = chat(*engine, kQuestions[0]);
   const auto ask = [&](int slot, int n_predict, Collector& out) {
@@ -889,7 +883,6 @@ TEST(Engine, BadValuesAreForgottenByAllWhoShareThem) {
     }
   }
   ::unlink(path.c_str());
-  EXPECT_EQ(::rmdir(folder), 0);
 }
 
 // Slot 0 is being saved when a request that began alike finds bad values: before the file gets its name the old one

@@ -23,6 +23,7 @@
 #include "codec/kv_layout.h"
 #include "cpu/factory.h"
 #include "cpu/isa.h"
+#include "tests/support/temp_folder.h"
 
 namespace bantam {
 namespace {
@@ -112,16 +113,9 @@ struct Filled {
 
 class SavedFile : public ::testing::Test {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/bantam_saved_XXXXXX";
-    ASSERT_NE(::mkdtemp(name), nullptr);
-    folder = name;
-    path = folder + "/slot.bin";
-  }
   void TearDown() override {
     ::unlink(path.c_str());
     ::unlink((path + ".unfinished").c_str());
-    EXPECT_EQ(::rmdir(folder.c_str()), 0) << "something else was left in the folder";
   }
   Bytes read() const {
     std::ifstream in(path, std::ios::binary);
@@ -144,7 +138,8 @@ class SavedFile : public ::testing::Test {
     ASSERT_EQ(f.cache->length(1), length);
     ASSERT_EQ(f.bytes(1), before);
   }
-  std::string folder, path;
+  const TempFolder temp;
+  const std::string folder = temp.path(), path = folder + "/slot.bin";
 };
 
 // Makes both sums agree again after a change.

@@ -10,6 +10,7 @@
 
 #include "base/mapped_file.h"
 #include "model/pack_cache.h"
+#include "tests/support/temp_folder.h"
 
 namespace bantam {
 namespace {
@@ -19,9 +20,6 @@ constexpr size_t kBytes = (20 << 20) + 64;
 class PackFile : public ::testing::Test {
  protected:
   void SetUp() override {
-    char name[] = "/tmp/bantam_pack_XXXXXX";
-    ASSERT_NE(::mkdtemp(name), nullptr);
-    folder = name;
     id.pack_version = 1;
     id.source_bytes = 1000;
     id.source_mtime_ns = 5;
@@ -35,7 +33,6 @@ class PackFile : public ::testing::Test {
       ::unlink(name.c_str());
       ::unlink((name + ".unfinished").c_str());
     }
-    ::rmdir(folder.c_str());
   }
   PackCache cache(int n_threads) {
     PackCache made_now(folder, id, n_threads);
@@ -46,7 +43,8 @@ class PackFile : public ::testing::Test {
     const Result<bool> written = cache.write(data, true, {});
     ASSERT_TRUE(written.ok() && *written);
   }
-  std::string folder;
+  const TempFolder temp;
+  const std::string folder = temp.path();
   std::vector<std::string> made;
   PackIdentity id;
   std::vector<std::byte> data;
