@@ -48,6 +48,31 @@ TEST(Shares, LimitsHold) {
   EXPECT_FALSE(shares.take(1, range));
 }
 
+// From a least of 4 on kernels get whole fours: one take at most is ragged, and none where n is not.
+TEST(Shares, TakesAreMultiplesOfFour) {
+  int n_takes = 0;
+  for (const int64_t n : {1, 5, 64, 129, 768, 1003}) {
+    for (const int team : {1, 2, 3, 5, 6}) {
+      for (const int64_t least : {4, 16, 64}) {
+        Shares shares(6);
+        shares.deal(n, team, least, 4 * least);
+        int64_t given = 0;
+        int ragged = 0;
+        for (int thread = 0; thread < team; ++thread) {
+          for (const Range& range : all_of(shares, thread)) {
+            given += range.end - range.begin;
+            ragged += (range.end - range.begin) % 4 != 0;
+            ++n_takes;
+          }
+        }
+        EXPECT_EQ(given, n);
+        EXPECT_EQ(ragged, n % 4 != 0) << n << " items, team " << team << ", least " << least;
+      }
+    }
+  }
+  EXPECT_GT(n_takes, 500);
+}
+
 TEST(Shares, StealsFromTheEndOfTheFullestPart) {
   Shares shares(3);
   shares.deal(90, 3, 1, 1000);

@@ -23,8 +23,8 @@ class Shares {
 
   // Before the team starts. A take() yields half of what its part has left, but at most `most` and,
   // where the part has them, at least `least` items (both at least 1; `least` wins): no smaller
-  // rest is left, unless `most` is less than twice `least`. With `least` from 4 on, parts and takes
-  // are multiples of 4 as far as n is.
+  // rest is left, unless `most` is less than twice `least`. With `least` from 4 on takes are
+  // multiples of 4, but for one where n is not.
   void deal(int64_t n, int team, int64_t least, int64_t most) {
     CHECK(team >= 1 && team <= n_threads_ && n >= 0 && n <= UINT32_MAX);
     team_ = team;
