@@ -726,7 +726,15 @@ std::vector<float> special_row(Random& random, int kind, int n) {
         break;
     }
   }
-  if (kind % 8 == 1) x[random() % x.size()] = -127.0f;  // d = 1
+  if (kind % 16 == 1) x[random() % x.size()] = -127.0f;  // d = 1
+  if (kind % 16 == 9) {  // ties of other scales, some of them a bit off
+    const float scale = std::fabs(random_normal(random)) + 1e-3f;
+    for (float& v : x) {
+      v *= scale;
+      if (random() % 2 != 0) v = std::nextafter(v, random() % 2 != 0 ? 1e30f : -1e30f);
+    }
+    x[random() % x.size()] = -127.0f * scale;
+  }
   if (kind % 24 == 8) x[random() % x.size()] = INFINITY;
   if (kind % 24 == 16) x[random() % x.size()] = -std::nanf("1");
   return x;
