@@ -363,13 +363,19 @@ void matmul_tiles(const MatmulArgs& args) {
   whole ? tile_matmul<F, Whole, 1>(args) : tile_matmul<F, 32, 1>(args);
 }
 
+// A Xeon's G multiply-adds a second, two threads, rows in panels and in tiles: Q1_0, blocks of 128,
+// 3 rows 252 and 268, 8 rows 516 and 586, 64 rows 501 and 1,222 (32 rows: 1,591); blocks of 32, 12
+// rows 394 and 415, 16 rows 377 and 497, 64 rows 385 and 594; Q4_1, 12 rows 367 and 328, 16 rows
+// 329 and 397.
+constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 3, 16, 4, 32};
+
 template <class F, WeightType Type, int Whole, bool Wide>
 void put_tiles(Kernels& table) {
   WeightKernels& slot = table.weight[static_cast<int>(Type)];
   panels_of[static_cast<int>(Type)] = slot.matmul;
   slot.matmul = matmul_tiles<F, Type, Whole, Wide>;
   slot.orders |= order_bit(ActOrder::tiles);
-  slot.several = {ActOrder::tiles, 1, 4, 32};
+  slot.several = kSeveralByTiles;
 }
 
 // ---- the peak

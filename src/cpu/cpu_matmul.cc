@@ -31,8 +31,10 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
   for (const MatmulOut& each : outs) {
     const WeightKernels& kernels = kernels_.weight[static_cast<int>(each.w->type)];
     r.tables = r.tables && kernels.tables;
-    const bool same = kernels.several.order == r.several.order;
-    if (!rounded || !same || groups < kernels.several.from_groups) r.several = {};
+    const SeveralRows& several = kernels.several;
+    const int from = out.act_block == 32 ? several.from_rows_32 : several.from_rows;
+    const bool enough = n_rows > 1 && n_rows >= from && groups >= several.from_groups;
+    if (!rounded || !enough || several.order != r.several.order) r.several = {};
     // Only Q6_K has scales for 16 columns.
     r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
   }

@@ -271,7 +271,7 @@ void matmul_fives(const MatmulArgs& args) {
 // Every thread builds the tables for its groups itself, which takes as long as 5 groups: many must
 // share that work. From 8 groups a thread on it is worth it (1.16 times the speed of products, 64
 // groups 1.73 times; Zen 4, 8 rows of activations).
-constexpr SeveralRows kFiveRows{ActOrder::plain, 8, 64, 256};
+constexpr SeveralRows kFiveRows{ActOrder::plain, 8, 2, 2, 64, 256};
 
 void matmul_q1_0_avx512(const MatmulArgs& args) {
   if (args.a.tables != nullptr) return matmul_quads(args);

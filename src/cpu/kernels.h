@@ -156,11 +156,14 @@ struct WeighArgs {
   const std::byte* ahead = nullptr;  // as for scores
 };
 
-// How products of several rows are fastest where every thread has `from_groups` groups of weights.
+// The order in which products of several rows are fastest, from so many groups of weights for each
+// thread and so many rows of activations on.
 struct SeveralRows {
   ActOrder order = ActOrder::panels;
   int from_groups = 0;
-  int least = 0;  // groups that a thread should take at a time, if not panels
+  int from_rows = 0;
+  int from_rows_32 = 0;  // with activation blocks of 32
+  int least = 0;         // groups that a thread should take at a time, if not panels
   int most = 0;
 };
 
