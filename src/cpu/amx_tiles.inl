@@ -65,20 +65,17 @@ struct TileShape {
 // Activation rows that share weights taken apart once.
 constexpr int kPassRows = 64;
 
-// Configured while it lives. Released afterwards: a thread's tiles are 8 KiB of its state.
-class Tiles {
- public:
-  Tiles(int rows, int depth, int n_weights) {
-    TileConfig config;
-    for (int i = 0; i < 8; ++i) {
-      const bool sums = i < 2, weights = i >= 4 && i < 4 + n_weights;
-      config.rows[i] = static_cast<uint8_t>(weights ? depth / 4 : rows);
-      config.row_bytes[i] = static_cast<uint16_t>(sums || weights ? 64 : depth);
-    }
-    asm volatile("ldtilecfg %0" : : "m"(config));
+inline void configure_tiles(int rows, int depth, int n_weights) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    const bool sums = i < 2, weights = i >= 4 && i < 4 + n_weights;
+    config.rows[i] = static_cast<uint8_t>(weights ? depth / 4 : rows);
+    config.row_bytes[i] = static_cast<uint16_t>(sums || weights ? 64 : depth);
   }
-  ~Tiles() { asm volatile("tilerelease"); }
-};
+  asm volatile("ldtilecfg %0" : : "m"(config));
+}
+// After every product: a thread's tiles are 8 KiB of its state.
+BANTAM_INLINE void release_tiles() { asm volatile("tilerelease"); }
 
 // ---- weights
 
@@ -339,12 +336,13 @@ inline void tile_matmul(const MatmulArgs& args) {
   typedef TileShape<Block, Planes> Shape;
   const int rows = tile_rows(args.a.n_rows), n_tiles = (args.a.n_rows + rows - 1) / rows;
   constexpr int pass = kPassRows / kTileRows;
-  const Tiles tiles(rows, Shape::depth, Shape::weights);
+  configure_tiles(rows, Shape::depth, Shape::weights);
   for (int g = args.group_begin; g < args.group_end; g += Shape::groups) {
     for (int tile = 0; tile < n_tiles; tile += pass) {
       tile_groups<F, Block, Planes>(args, g, tile, tile + pass < n_tiles ? tile + pass : n_tiles);
     }
   }
+  release_tiles();
 }
 
 // The kernels of avx512, for a single row and for rows in panels.
@@ -382,7 +380,7 @@ void put_tiles(Kernels& table) {
 
 int64_t dot_rate_tiles(int64_t steps) {
   alignas(64) static constexpr int8_t ones[1024] = {1, 1, 1};
-  const Tiles tiles(kTileRows, 64, 4);
+  configure_tiles(kTileRows, 64, 4);
   tile_load<2>(ones, 64);
   tile_load<4>(ones, 64);
   tile_zero<0>();
@@ -391,6 +389,7 @@ int64_t dot_rate_tiles(int64_t steps) {
     tile_product<0, 2, 4>();
     tile_product<1, 2, 4>();
   }
+  release_tiles();
   return steps * 2 * 16384;
 }
 
