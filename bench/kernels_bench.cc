@@ -124,12 +124,19 @@ struct Activations {
 };
 
 // What a product reads of its activations.
-enum class Reads { floats, codes, tables };
+enum class Reads { floats, panels, tables, plain, tiles };
+
+// Where a code lies.
+int64_t place(Reads reads, int n_rows, int block, int t, int c) {
+  if (reads == Reads::plain) return int64_t{t} * kCols + c;
+  if (reads == Reads::tiles) return tile_offset(n_rows, kCols, tile_depth(block), t, c);
+  return act_offset(n_rows, kCols, t, c);
+}
 
 // Rounded, then spread over panels or made tables as CpuBackend::prepare_row does.
 Activations make_activations(const Bench& b, int n_rows, int block, bool wide, Reads reads) {
   Activations a;
-  const int64_t n = int64_t{n_rows} * kCols;
+  const int64_t n = int64_t{tiled_rows(n_rows)} * kCols;
   a.x = buffer<float>(n);
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
@@ -141,8 +148,7 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
   a.q = buffer<int8_t>(n);
   if (wide) a.low = buffer<int8_t>(n);
   const int planes = wide ? 3 : 2;
-  const bool alone = reads == Reads::tables && n_rows == 1;
-  const bool plain = reads == Reads::tables && n_rows > 1;
+  const bool alone = reads == Reads::tables;
   if (alone) a.tables = buffer<std::byte>(table_bytes(kCols, planes));
   Buffer<int8_t> codes = buffer<int8_t>(kCols), low = buffer<int8_t>(kCols);
   for (int t = 0; t < n_rows; ++t) {
@@ -159,14 +165,16 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
       b.kernels.build_tables(codes.get(), wide ? low.get() : nullptr, kCols, a.tables.get());
     }
     for (int c = 0; c < kCols; ++c) {
-      const auto to =
-          static_cast<size_t>(plain ? int64_t{t} * kCols + c : act_offset(n_rows, kCols, t, c));
+      const auto to = static_cast<size_t>(place(reads, n_rows, block, t, c));
       a.q[to] = codes[size_t(c)];
       if (wide) a.low[to] = low[size_t(c)];
     }
   }
-  a.rows = {n_rows,         kCols,       block,          a.q.get(), a.d.get(), a.sums.get(),
-            a.sums16.get(), a.low.get(), a.tables.get(), planes,    plain};
+  a.rows = {n_rows,         kCols,       block,          a.q.get(), a.d.get(),       a.sums.get(),
+            a.sums16.get(), a.low.get(), a.tables.get(), planes,    ActOrder::panels};
+  // Scales and sums of tiles stay in the order of rows: as many reads, other products.
+  if (reads == Reads::plain) a.rows.order = ActOrder::plain;
+  if (reads == Reads::tiles) a.rows.order = ActOrder::tiles;
   return a;
 }
 
@@ -201,7 +209,8 @@ void bench_product(const Bench& b, const Weights& m, int n_rows, int block, bool
       median_seconds(b.options, [&] { multiply(b, m, a, n_rows, y.get(), scratch.get()); });
   const double weights = double(m.w.rows) * kCols / s * 1e-9, gmac = weights * n_rows;
   const char* act = reads == Reads::floats ? "f32" : wide ? "i16" : "i8";
-  const char* from = reads == Reads::floats ? "x" : reads == Reads::codes ? "q" : "tables";
+  constexpr const char* kFrom[] = {"x", "panels", "tables", "plain", "tiles"};
+  const char* from = kFrom[static_cast<int>(reads)];
   std::printf("%-10s %-6s %-3s %-6s %3d %4d %8.2f %11.2f %9.1f %7.1f\n", b.isa.name,
               info(m.w.type).name, act, from, block, n_rows, double(m.bytes) / s * 1e-9, weights,
               gmac, b.share(gmac));
@@ -211,7 +220,7 @@ void bench_weights(const Bench& b, WeightType type) {
   const int64_t large = b.slow() ? 128 << 10 : int64_t{b.options.mib} << 20;
   const int64_t small = b.slow() ? 32 << 10 : 2 << 20;
   const int own = info(type).act_block;
-  const int table_rows = b.kernels.weight[static_cast<int>(type)].table_rows;
+  const WeightKernels& kernels = b.kernels.weight[static_cast<int>(type)];
   for (const int n_rows : {1, 4, 8, 16, 64}) {
     if (!b.wanted(n_rows)) continue;
     const Weights m = make_weights(b, type, n_rows <= 4 ? large : small);
@@ -219,8 +228,16 @@ void bench_weights(const Bench& b, WeightType type) {
     for (int block = own; block != 0; block = block > 32 ? 32 : 0) {
       for (const bool wide : {false, true}) {
         if (wide && !info(type).act_i16) continue;
-        bench_product(b, m, n_rows, block, wide, Reads::codes);
-        if (n_rows <= table_rows) bench_product(b, m, n_rows, block, wide, Reads::tables);
+        bench_product(b, m, n_rows, block, wide, Reads::panels);
+        if (n_rows == 1 && kernels.tables) {
+          bench_product(b, m, n_rows, block, wide, Reads::tables);
+        }
+        if (n_rows > 1 && (kernels.orders & order_bit(ActOrder::plain)) != 0) {
+          bench_product(b, m, n_rows, block, wide, Reads::plain);
+        }
+        if (n_rows > 1 && (kernels.orders & order_bit(ActOrder::tiles)) != 0) {
+          bench_product(b, m, n_rows, block, wide, Reads::tiles);
+        }
       }
     }
     bench_product(b, m, n_rows, 0, false, Reads::floats);

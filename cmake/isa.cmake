@@ -20,6 +20,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni;${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx512.cc PROPERTIES
     COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mgfni;-mfma;-mf16c;${isa_level}")
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_amx.cc PROPERTIES
+    COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mgfni;-mfma;-mf16c;-mamx-tile;-mamx-int8;${isa_level}")
 endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_neon.cc PROPERTIES COMPILE_OPTIONS "${isa_level}")

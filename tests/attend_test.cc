@@ -27,10 +27,28 @@ uint32_t seed() {
   return given != nullptr ? static_cast<uint32_t>(std::strtoul(given, nullptr, 10)) : 20261123u;
 }
 
+bool same_kernels(const Kernels& a, const Kernels& b) {
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    const KvKernels &x = a.kv[type], &y = b.kv[type];
+    if (x.scores != y.scores || x.weigh != y.weigh || x.store_k != y.store_k || x.store_v != y.store_v ||
+        x.erase_k != y.erase_k || x.erase_v != y.erase_v) {
+      return false;
+    }
+  }
+  return a.softmax_page == b.softmax_page && a.merge == b.merge && a.finish == b.finish && a.rotate == b.rotate &&
+         a.rope == b.rope && a.quantize == b.quantize && a.rms_norm == b.rms_norm && a.silu_mul == b.silu_mul;
+}
+
+// Those with attention kernels of their own; amx is avx512 here, wholly: a slot alone that is another set's is a fault
+// that VectorSetsFillTheirOwnSlots tells.
 std::vector<const Isa*> isas() {
   std::vector<const Isa*> out;
   for (const Isa& isa : all_isas()) {
-    if (isa.supported()) out.push_back(&isa);
+    if (!isa.supported()) continue;
+    const bool known = std::any_of(out.begin(), out.end(), [&](const Isa* other) {
+      return same_kernels(kernels_of(isa), kernels_of(*other));
+    });
+    if (!known) out.push_back(&isa);
   }
   return out;
 }

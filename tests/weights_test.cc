@@ -284,33 +284,60 @@ void check_oracle(const Case& c, const Matrix& m, const Activations& a, const Ou
   }
 }
 
-// Makes `rows` what kernels look sums up from: the tables of one row, several rows in plain order.
-struct LookUps {
+// One row looked up in tables, or several in another order: what kernels may prefer.
+struct OtherRows {
   Aligned<std::byte> tables;
   Aligned<int8_t> q, low;
+  Aligned<float> d;
+  Aligned<int32_t> sums;
 
-  LookUps(const Kernels& kernels, const Activations& a, ActRows& rows)
+  OtherRows(const Kernels& kernels, WeightType type, ActOrder order, const Activations& a,
+            ActRows& rows)
       : tables(a.rows.n_rows == 1 ? table_bytes(a.rows.n_cols, a.rows.low == nullptr ? 2 : 3) : 0),
-        q(int64_t{a.rows.n_rows} * a.rows.n_cols),
-        low(a.rows.low == nullptr ? 0 : q.size()) {
+        q(int64_t{tiled_rows(a.rows.n_rows)} * a.rows.n_cols),
+        low(a.rows.low == nullptr ? 0 : q.size()),
+        d(q.size() / a.rows.block),
+        sums(d.size()) {
     rows = a.rows;
-    for (int t = 0; t < rows.n_rows; ++t) {
-      for (int c = 0; c < rows.n_cols; ++c) {
-        const int64_t from = act_offset(rows.n_rows, rows.n_cols, t, c);
-        const int64_t to = int64_t{t} * rows.n_cols + c;
-        q[to] = a.rows.q[from];
-        if (a.rows.low != nullptr) low[to] = a.rows.low[from];
-      }
-    }
-    rows.sums = nullptr;
+    const bool alone = rows.n_rows == 1;
+    rows.order = order;
+    move_rows(a, order == ActOrder::tiles);
     rows.q = q.get();
+    rows.d = d.get();
+    // Not to be read where codes are signed.
+    rows.sums = type == WeightType::q1_0 ? nullptr : sums.get();
     rows.low = a.rows.low == nullptr ? nullptr : low.get();
-    rows.plain = rows.n_rows > 1;
-    if (rows.plain) return;
+    if (!alone) return;
     rows.planes = rows.low == nullptr ? 2 : 3;
     kernels.build_tables(rows.q, rows.low, rows.n_cols, tables.get());
     rows.tables = tables.get();
     rows.q = rows.low = nullptr;
+  }
+
+ private:
+  // Tiles have rows that are not there: whatever is in them must not matter.
+  void move_rows(const Activations& a, bool tiles) {
+    const ActRows& rows = a.rows;
+    std::memset(q.get(), 0x5a, static_cast<size_t>(q.size()));
+    std::memset(low.get(), 0x5a, static_cast<size_t>(low.size()));
+    for (int64_t i = 0; i < d.size(); ++i) d[i] = std::nanf("");
+    for (int t = 0; t < rows.n_rows; ++t) {
+      for (int c = 0; c < rows.n_cols; ++c) {
+        const int64_t from = act_offset(rows.n_rows, rows.n_cols, t, c);
+        const int64_t to = tiles
+                               ? tile_offset(rows.n_rows, rows.n_cols, tile_depth(rows.block), t, c)
+                               : int64_t{t} * rows.n_cols + c;
+        q[to] = rows.q[from];
+        if (rows.low != nullptr) low[to] = rows.low[from];
+      }
+      const int n_blocks = rows.n_cols / rows.block;
+      for (int b = 0; b < n_blocks; ++b) {
+        const int64_t to =
+            tiles ? tile_offset(rows.n_rows, n_blocks, 1, t, b) : int64_t{t} * n_blocks + b;
+        d[to] = rows.d[int64_t{t} * n_blocks + b];
+        sums[to] = rows.sums[int64_t{t} * n_blocks + b];
+      }
+    }
   }
 };
 
@@ -323,7 +350,28 @@ void check_same(const Output& a, const Output& b) {
   }
 }
 
-int n_looked_up = 0;  // cases run once more by tables
+// What a kernel takes beside panels (plain: the tables of a single row).
+std::vector<ActOrder> other_orders(const Kernels& kernels, const Case& c) {
+  const WeightKernels& slot = kernels.weight[static_cast<int>(c.type)];
+  std::vector<ActOrder> orders;
+  if (c.act_block == 0) return orders;
+  if (c.n_rows == 1 && slot.tables) orders.push_back(ActOrder::plain);
+  for (const ActOrder order : {ActOrder::plain, ActOrder::tiles}) {
+    if (c.n_rows > 1 && (slot.orders & order_bit(order)) != 0) orders.push_back(order);
+  }
+  return orders;
+}
+
+bool other_orders_exist() {
+  for (const Isa* isa : supported_isas()) {
+    for (const WeightKernels& slot : kernels_of(*isa).weight) {
+      if (slot.tables || slot.orders != order_bit(ActOrder::panels)) return true;
+    }
+  }
+  return false;
+}
+
+int n_other_rows = 0;  // cases run once more with tables or rows in another order
 
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
@@ -357,22 +405,22 @@ void run_case(const Case& c, unsigned seed) {
     call(kernels_of(*isa), c, args);
     ASSERT_TRUE(out.untouched_outside(0, c.rows));
     check_same(reference, out);
-    if (kernels_of(*isa).weight[static_cast<int>(c.type)].table_rows == 0 || c.act_block == 0) {
-      continue;
+    for (const ActOrder order : other_orders(kernels_of(*isa), c)) {
+      SCOPED_TRACE(testing::Message() << "order " << static_cast<int>(order));
+      Output other(c.rows, c.n_rows);
+      if (c.add) std::memcpy(other.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
+      args = arguments(c, m, a, other, scratch);
+      const OtherRows rows(kernels_of(*isa), c.type, order, a, args.a);
+      args.group_begin = split;
+      call(kernels_of(*isa), c, args);
+      if (!c.add) ASSERT_TRUE(other.untouched_outside(split * kGroupRows, c.rows));
+      args.group_begin = 0;
+      args.group_end = split;
+      call(kernels_of(*isa), c, args);
+      ASSERT_TRUE(other.untouched_outside(0, c.rows));
+      check_same(reference, other);
+      ++n_other_rows;
     }
-    Output looked_up(c.rows, c.n_rows);
-    if (c.add) std::memcpy(looked_up.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
-    args = arguments(c, m, a, looked_up, scratch);
-    const LookUps look_ups(kernels_of(*isa), a, args.a);
-    args.group_begin = split;
-    call(kernels_of(*isa), c, args);
-    if (!c.add) ASSERT_TRUE(looked_up.untouched_outside(split * kGroupRows, c.rows));
-    args.group_begin = 0;
-    args.group_end = split;
-    call(kernels_of(*isa), c, args);
-    ASSERT_TRUE(looked_up.untouched_outside(0, c.rows));
-    check_same(reference, looked_up);
-    ++n_looked_up;
   }
 }
 
@@ -438,12 +486,8 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
     ++executed;
   }
   EXPECT_EQ(executed, (cases.size() + step - 1) / step);
-  int with_tables = 0;
-  for (const Isa* isa : supported_isas()) {
-    for (const WeightKernels& slot : kernels_of(*isa).weight) with_tables += slot.table_rows > 0;
-  }
-  if (with_tables > 0) EXPECT_GT(n_looked_up, 0);
-  std::printf("by tables: %d cases\n", n_looked_up);
+  if (other_orders_exist()) EXPECT_GT(n_other_rows, 0);
+  std::printf("by tables or rows in another order: %d cases\n", n_other_rows);
   std::printf("matmul: %zu of %zu cases x %zu instruction sets:%s\n", executed, cases.size(),
               supported_isas().size(), supported_names().c_str());
 }
@@ -466,21 +510,14 @@ void check_extremes(const Kernels& kernels, int n_rows, bool wide, int high, int
       const Case c{WeightType::q1_0, 16, 128, n_rows, block, wide, false};
       Output expected(16, n_rows), out(16, n_rows);
       call(scalar(), c, arguments(c, m, a, expected, scratch));
-      MatmulArgs args = arguments(c, m, a, out, scratch);
-      const LookUps look_ups(kernels, a, args.a);
-      call(kernels, c, args);
-      check_same(expected, out);
+      for (const ActOrder order : other_orders(kernels, c)) {
+        MatmulArgs args = arguments(c, m, a, out, scratch);
+        const OtherRows rows(kernels, c.type, order, a, args.a);
+        call(kernels, c, args);
+        check_same(expected, out);
+      }
     }
   }
-}
-
-bool sums_are_looked_up() {
-  for (const Isa* isa : supported_isas()) {
-    for (const WeightKernels& slot : kernels_of(*isa).weight) {
-      if (slot.table_rows > 0) return true;
-    }
-  }
-  return false;
 }
 
 // More groups and columns than one pass or tile covers.
@@ -500,7 +537,7 @@ TEST(Weights, LookUpsOfManyGroupsAndColumns) {
     }
     // Passes and tiles of many groups, where anything looks sums up.
     for (const int block : {128, 32}) {
-      if (!sums_are_looked_up()) break;
+      if (!other_orders_exist()) break;
       run_case({WeightType::q1_0, 1050, 2176, 1, block, wide, block == 32}, 82);
       for (const int n_rows : {2, 9}) {
         run_case({WeightType::q1_0, 2100, 256, n_rows, block, wide, block == 128}, 83);
@@ -513,7 +550,7 @@ TEST(Weights, LookUpsOfTheLargestSums) {
   int executed = 0, wanted = 0;
   for (const Isa* isa : supported_isas()) {
     const Kernels& kernels = kernels_of(*isa);
-    if (kernels.weight[static_cast<int>(WeightType::q1_0)].table_rows == 0) continue;
+    if (!kernels.weight[static_cast<int>(WeightType::q1_0)].tables) continue;
     wanted += 3 * 2 * 2 * 3;
     for (const int high : {-127, 127, 0}) {
       for (const int low : {-128, 127}) {
@@ -689,7 +726,15 @@ std::vector<float> special_row(Random& random, int kind, int n) {
         break;
     }
   }
-  if (kind % 8 == 1) x[random() % x.size()] = -127.0f;  // d = 1
+  if (kind % 16 == 1) x[random() % x.size()] = -127.0f;  // d = 1
+  if (kind % 16 == 9) {  // ties of other scales, some of them a bit off
+    const float scale = std::fabs(random_normal(random)) + 1e-3f;
+    for (float& v : x) {
+      v *= scale;
+      if (random() % 2 != 0) v = std::nextafter(v, random() % 2 != 0 ? 1e30f : -1e30f);
+    }
+    x[random() % x.size()] = -127.0f * scale;
+  }
   if (kind % 24 == 8) x[random() % x.size()] = INFINITY;
   if (kind % 24 == 16) x[random() % x.size()] = -std::nanf("1");
   return x;

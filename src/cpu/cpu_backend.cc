@@ -20,7 +20,7 @@ int query_rows(const ComputeShape& shape) {
 }
 
 int64_t input_bytes(const ComputeShape& s) {
-  const int64_t values = int64_t{s.max_rows} * s.max_cols;
+  const int64_t values = int64_t{tiled_rows(s.max_rows)} * s.max_cols;
   return aligned(values) * (s.wide ? 2 : 1) + 2 * aligned(values / 32 * 4 + 64) +
          aligned(values / 16 * 2 + 64);
 }
@@ -80,15 +80,14 @@ int64_t CpuBackend::matrix_bytes(WeightType type, int rows, int cols) const {
   return n_groups(rows) * packed_group_bytes(type, cols);
 }
 
-int CpuBackend::most_table_rows() const {
-  int most = 0;
-  for (const WeightKernels& slot : kernels_.weight) most = std::max(most, slot.table_rows);
-  return most;
+bool CpuBackend::looks_up() const {
+  return std::any_of(std::begin(kernels_.weight), std::end(kernels_.weight),
+                     [](const WeightKernels& slot) { return slot.tables; });
 }
 
 // Of one row alone, for each thread.
 int64_t CpuBackend::own_table_bytes(const ComputeShape& shape) const {
-  return most_table_rows() > 0 ? table_bytes(shape.max_cols, shape.wide ? 3 : 2) : 0;
+  return looks_up() ? table_bytes(shape.max_cols, shape.wide ? 3 : 2) : 0;
 }
 
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
@@ -102,7 +101,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   if (!memory) return memory.error();
   shape_ = shape;
   Carver carver(*memory);
-  const int64_t values = int64_t{shape.max_rows} * shape.max_cols;
+  const int64_t values = int64_t{tiled_rows(shape.max_rows)} * shape.max_cols;
   inputs_.q = carver.take<int8_t>(values);
   if (shape.wide) inputs_.low = carver.take<int8_t>(values);
   inputs_.d = carver.take<float>(values / 32 + 16);

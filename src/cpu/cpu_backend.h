@@ -63,7 +63,7 @@ class CpuBackend final : public Backend {
     std::byte* data;
     int64_t bytes;
   };
-  // Quantized inputs of matrix products, [max_rows][max_cols] each.
+  // Quantized inputs of matrix products, [tiled_rows(max_rows)][max_cols] each.
   struct Inputs {
     int8_t* q;
     int8_t* low;  // int16 activations only, else null
@@ -98,7 +98,9 @@ class CpuBackend final : public Backend {
   // What products that share a pass want of their input.
   struct Rounding {
     int n, block, planes;
-    bool wide, look_up, sums16;
+    bool wide, tables;
+    SeveralRows several;
+    bool sums16;
   };
   // What the kernels of one product read.
   struct Operand {
@@ -123,7 +125,7 @@ class CpuBackend final : public Backend {
     pool_.use(n_rows > 1 ? batch_setup_ : 0);
     return n_rows > 1 ? n_threads_batch_ : n_threads_;
   }
-  int most_table_rows() const;
+  bool looks_up() const;
   int64_t own_table_bytes(const ComputeShape& shape) const;
   Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows, int64_t groups) const;
   void round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
@@ -131,6 +133,7 @@ class CpuBackend final : public Backend {
   Operand prepare_alone(const MatmulIn& in, const Rounding& to, ThreadScratch& scratch);
   void prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass, bool first, int row,
                    ThreadScratch& scratch);
+  void put_in_tiles(const Rounding& to, int n_rows, int row, const ThreadScratch& scratch);
   Operand prepare_rows(const MatmulIn& in, const Rounding& to, bool first);
   void matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end, int thread);
   void matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated, int64_t begin,

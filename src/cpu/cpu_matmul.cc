@@ -16,12 +16,6 @@ namespace {
 constexpr int64_t kMostGroups = 32;
 constexpr int64_t kMostBytes = 384 << 10;
 constexpr int64_t kLeastGroups = 4;
-// Where sums are looked up every thread builds the tables for its groups itself, which takes as
-// long as 5 groups: many must share that work. From 8 groups a thread on it is worth it (1.16 times
-// the speed of products, 64 groups 1.73 times; Zen 4, 8 rows of activations).
-constexpr int64_t kMostLookedUp = 256;
-constexpr int64_t kLeastLookedUp = 64;
-constexpr int64_t kFewestLookedUp = 8;
 constexpr int64_t kLeastAlone = 2;
 
 }  // namespace
@@ -30,10 +24,17 @@ constexpr int64_t kLeastAlone = 2;
 CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, int n_rows,
                                              int64_t groups) const {
   const MatmulOut& out = outs[0];
-  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, out.act_block != 0, false};
+  const bool rounded = out.act_block != 0;
+  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, false, {}, false};
+  r.tables = rounded && n_rows == 1;
+  r.several = kernels_.weight[static_cast<int>(out.w->type)].several;
   for (const MatmulOut& each : outs) {
-    const int most = kernels_.weight[static_cast<int>(each.w->type)].table_rows;
-    r.look_up = r.look_up && n_rows <= most && (n_rows == 1 || groups >= kFewestLookedUp);
+    const WeightKernels& kernels = kernels_.weight[static_cast<int>(each.w->type)];
+    r.tables = r.tables && kernels.tables;
+    const SeveralRows& several = kernels.several;
+    const int from = out.act_block == 32 ? several.from_rows_32 : several.from_rows;
+    const bool enough = n_rows > 1 && n_rows >= from && groups >= several.from_groups;
+    if (!rounded || !enough || several.order != r.several.order) r.several = {};
     // Only Q6_K has scales for 16 columns.
     r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
   }
@@ -64,7 +65,7 @@ CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding
   int8_t* low = to.wide ? scratch.codes + shape_.max_cols : nullptr;
   round_row(to, operand.x, scratch.codes, low, scratch.d, scratch.sums, scratch.sums16);
   operand.a = {1, n, to.block, scratch.codes, scratch.d, scratch.sums, scratch.sums16, low};
-  if (to.look_up) {
+  if (to.tables) {
     kernels_.build_tables(scratch.codes, low, n, scratch.tables);
     operand.a.tables = scratch.tables;
     operand.a.planes = to.planes;
@@ -72,7 +73,7 @@ CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding
   return operand;
 }
 
-// Row `row`: normed (once), rounded, then its quads spread unless sums are looked up.
+// Row `row`: normed (once), rounded, put where the kernels want it.
 void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass,
                              bool first, int row, ThreadScratch& scratch) {
   const int n = to.n, block = to.block;
@@ -83,17 +84,38 @@ void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Opera
     x = y;
   }
   if (block == 0) return;
-  int8_t* codes = to.look_up ? inputs_.q + int64_t{row} * n : scratch.codes;
+  const bool plain = to.several.order == ActOrder::plain;
+  const bool tiles = to.several.order == ActOrder::tiles;
+  int8_t* codes = plain ? inputs_.q + int64_t{row} * n : scratch.codes;
   int8_t* low = nullptr;
-  if (to.wide) low = to.look_up ? inputs_.low + int64_t{row} * n : codes + shape_.max_cols;
-  round_row(to, x, codes, low, inputs_.d + int64_t{row} * (n / block),
-            inputs_.sums + int64_t{row} * (n / block), inputs_.sums16 + int64_t{row} * (n / 16));
-  if (to.look_up) return;
+  if (to.wide) low = plain ? inputs_.low + int64_t{row} * n : codes + shape_.max_cols;
+  float* d = tiles ? scratch.d : inputs_.d + int64_t{row} * (n / block);
+  int32_t* sums = tiles ? scratch.sums : inputs_.sums + int64_t{row} * (n / block);
+  round_row(to, x, codes, low, d, sums, inputs_.sums16 + int64_t{row} * (n / 16));
+  if (plain) return;
+  if (tiles) return put_in_tiles(to, pass.n_rows, row, scratch);
   const int step = 4 * panel_width(pass.n_rows, row);
   int64_t place = act_offset(pass.n_rows, n, row, 0);
   for (int c = 0; c < n; c += 4, place += step) {
     std::memcpy(inputs_.q + place, codes + c, 4);
     if (low != nullptr) std::memcpy(inputs_.low + place, low + c, 4);
+  }
+}
+
+// A rounded row of n_rows to its tile.
+void CpuBackend::put_in_tiles(const Rounding& to, int n_rows, int row,
+                              const ThreadScratch& scratch) {
+  const int n = to.n, depth = tile_depth(to.block), rows = tile_rows(n_rows);
+  const auto bytes = static_cast<size_t>(depth);
+  int64_t place = tile_offset(n_rows, n, depth, row, 0);
+  for (int c = 0; c < n; c += depth, place += int64_t{rows} * depth) {
+    std::memcpy(inputs_.q + place, scratch.codes + c, bytes);
+    if (to.wide) std::memcpy(inputs_.low + place, scratch.codes + shape_.max_cols + c, bytes);
+  }
+  place = tile_offset(n_rows, n / to.block, 1, row, 0);
+  for (int b = 0; b < n / to.block; ++b, place += rows) {
+    inputs_.d[place] = scratch.d[b];
+    inputs_.sums[place] = scratch.sums[b];
   }
 }
 
@@ -104,7 +126,7 @@ CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding&
   if (to.block != 0) {
     pass.a = {n_rows,    to.n,         to.block,       inputs_.q,
               inputs_.d, inputs_.sums, inputs_.sums16, to.wide ? inputs_.low : nullptr};
-    pass.a.plain = to.look_up;
+    pass.a.order = to.several.order;
   }
   pool_.run(
       [&](int thread, int team) {
@@ -184,8 +206,9 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   const int64_t bytes = packed_group_bytes(outs[0].w->type, outs[0].w->cols);
   const int64_t most = std::clamp(kMostBytes / bytes, kLeastGroups, kMostGroups);
   const Operand operand = prepare_rows(in, to, first);
-  shares_.deal(total, team, to.look_up ? kLeastLookedUp : kLeastGroups,
-               to.look_up ? kMostLookedUp : most);
+  const bool panels = to.several.order == ActOrder::panels;
+  shares_.deal(total, team, panels ? kLeastGroups : to.several.least,
+               panels ? most : to.several.most);
   pool_.run([&](int thread, int) { matmul_shares(outs, operand, in.gated, thread); }, team);
 }
 

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if defined(__aarch64__)
 #include <sys/auxv.h>
@@ -48,6 +50,24 @@ bool avx512_supported() {
          __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512vnni") != 0 &&
          __builtin_cpu_supports("avx512vbmi") != 0 && __builtin_cpu_supports("avx512vbmi2") != 0 &&
          __builtin_cpu_supports("gfni") != 0;
+}
+
+// Bits 17 and 18 of XCR0: the system saves tile configuration and tiles.
+bool system_saves_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & 1u << 27) == 0) return false;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & 3u << 17) == 3u << 17;
+}
+
+// Leaf 7, EDX bits 24 and 25. Linux wants to be asked before a process uses tiles (5.16 and later;
+// ARCH_REQ_XCOMP_PERM, component 18), and may refuse.
+bool amx_supported() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!avx512_supported() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & 3u << 24) != 3u << 24 || !system_saves_tiles()) return false;
+  return ::syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 #endif
 

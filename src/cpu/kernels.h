@@ -43,24 +43,32 @@ static inline int64_t packed_group_bytes(WeightType type, int cols) {
 }
 static inline int n_groups(int rows) { return (rows + kGroupRows - 1) / kGroupRows; }
 
+// How several rows of activations lie. Panels are for every kernel, the others for those that name
+// them (WeightKernels::orders).
+enum class ActOrder {
+  panels,  // act_offset
+  plain,   // one after the other
+  tiles,   // tile_offset; d and sums [tile][n_cols / block][row]
+};
+
+static constexpr unsigned order_bit(ActOrder order) { return 1u << static_cast<int>(order); }
+
 // Quantized activations (rule 3), n_rows rows of n_cols (a multiple of block). 64-byte aligned.
 // With `low`, a value is 256 * q + low (--act i16), and sums are of those values.
 struct ActRows {
   int n_rows = 0;
   int n_cols = 0;
   int block = 0;                    // 32, 64 or 128 values share one scale
-  const int8_t* q = nullptr;        // n_rows x n_cols, places by act_offset
+  const int8_t* q = nullptr;        // n_rows x n_cols, places by `order`
   const float* d = nullptr;         // [n_rows][n_cols / block]
   const int32_t* sums = nullptr;    // [n_rows][n_cols / block] sum of q over the block
   const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
   const int8_t* low = nullptr;      // as q, or null
   // [table_bytes(n_cols, planes)], or null: the values of a single row as sums to look up, in place
-  // of q and low. Only for kernels with table_rows > 0.
+  // of q and low. Only for kernels with `tables`.
   const std::byte* tables = nullptr;
   int planes = 2;  // of the tables: 3 for --act i16
-  // Several rows of q and low one after the other in place of panels: for kernels with table_rows
-  // >= n_rows, which look sums up.
-  bool plain = false;
+  ActOrder order = ActOrder::panels;
 };
 
 // Sums of four activations with every choice of signs, to be looked up by four weight bits: for
@@ -88,6 +96,21 @@ static inline int64_t act_offset(int n_rows, int n_cols, int t, int c) {
   const int start = panel_start(n_rows, t);
   return int64_t{start} * n_cols + 4 * (int64_t{c / 4} * panel_width(n_rows, t) + t - start) +
          c % 4;
+}
+
+// Where column c of row t lies in tiles of 16 rows (one tile of all rows, if there are fewer): the
+// columns of a tile in slices of `depth`, min(block, 64). The last tile has room for 16 rows, too;
+// what lies in rows that are not there does not matter.
+static constexpr int kTileRows = 16;
+static inline int tile_rows(int n_rows) { return n_rows < kTileRows ? n_rows : kTileRows; }
+static inline int tiled_rows(int n_rows) {  // with those that are not there
+  return n_rows < kTileRows ? n_rows : (n_rows + kTileRows - 1) / kTileRows * kTileRows;
+}
+static inline int tile_depth(int block) { return block < 64 ? block : 64; }
+static inline int64_t tile_offset(int n_rows, int n_cols, int depth, int t, int c) {
+  const int rows = tile_rows(n_rows);
+  return int64_t{t / rows} * rows * n_cols + int64_t{c / depth} * rows * depth + t % rows * depth +
+         c % depth;
 }
 
 // y[t * ldy + r] (+)= w[r] . a[t] for the rows r of groups [group_begin, group_end) and all rows t.
@@ -133,6 +156,17 @@ struct WeighArgs {
   const std::byte* ahead = nullptr;  // as for scores
 };
 
+// The order in which products of several rows are fastest, from so many groups of weights for each
+// thread and so many rows of activations on.
+struct SeveralRows {
+  ActOrder order = ActOrder::panels;
+  int from_groups = 0;
+  int from_rows = 0;
+  int from_rows_32 = 0;  // with activation blocks of 32
+  int least = 0;         // groups that a thread should take at a time, if not panels
+  int most = 0;
+};
+
 struct WeightKernels {
   // 16 rows of GGUF blocks (row_bytes apart, n_valid of them present) -> one packed group.
   void (*pack_group)(const std::byte* rows, int64_t row_bytes, int n_valid, int cols,
@@ -143,9 +177,10 @@ struct WeightKernels {
   void (*matmul)(const MatmulArgs& args);
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
-  // With at most this many activation rows `matmul` is faster looking sums up (a.tables of one row,
-  // a.plain of several) than multiplying; 0: it does not look them up.
-  int table_rows = 0;
+  // Whether `matmul` of one row is faster looking sums up in a.tables.
+  bool tables = false;
+  SeveralRows several;
+  unsigned orders = order_bit(ActOrder::panels);  // those that `matmul` takes
 };
 
 struct KvKernels {
@@ -208,6 +243,7 @@ void fill_scalar_fma(Kernels& table);
 void fill_avx2(Kernels& table);
 void fill_avxvnni(Kernels& table);
 void fill_avx512(Kernels& table);
+void fill_amx(Kernels& table);
 #endif
 
 }  // namespace bantam

@@ -221,7 +221,7 @@ struct BitAcc {
 typedef BitAcc SmallAcc;
 typedef BitAcc WideAcc;
 typedef BitAcc ValueAcc;
-constexpr int kBitMult = 2;  // of bit_sum, for values of -1 and 1
+constexpr int kBitMult = 1;  // of bit_sum, for values of -1 and 1
 constexpr int kWideBias = 128;
 constexpr bool kValueCorrection = false;
 BANTAM_INLINE Ints value_correction(const Bytes*, int) { return _mm512_setzero_si512(); }
@@ -229,10 +229,10 @@ BANTAM_INLINE Ints value_correction(const Bytes*, int) { return _mm512_setzero_s
 BANTAM_INLINE void dot_step(BitAcc& acc, Bytes unsigned_bytes, Bytes signed_bytes) {
   acc.v = _mm512_dpbusd_epi32(acc.v, unsigned_bytes, signed_bytes);
 }
-// Bit K of every byte as 0 or 1: one affine map over GF(2) whose only row picks that bit.
+// Bit K of every byte as 0 or 2: one affine map over GF(2) whose only row picks that bit.
 template <int K>
 BANTAM_INLINE Bytes bit_code(Bytes word) {
-  const __m512i pick = _mm512_set1_epi64(static_cast<int64_t>(uint64_t{1} << (56 + K)));
+  const __m512i pick = _mm512_set1_epi64(static_cast<int64_t>(uint64_t{1} << (48 + K)));
   return _mm512_gf2p8affine_epi64_epi8(word, pick, 0);
 }
 BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
