@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/cpu_backend.h"
+#include "cpu/streams.h"
 
 namespace bantam {
 
@@ -23,6 +24,8 @@ constexpr int64_t kMostLookedUp = 256;
 constexpr int64_t kLeastLookedUp = 64;
 constexpr int64_t kFewestLookedUp = 8;
 constexpr int64_t kLeastAlone = 2;
+// Streams want something to read: with fewer groups for each thread there is one stream, not four.
+constexpr int64_t kFewestByFour = 8;
 
 }  // namespace
 
@@ -30,13 +33,17 @@ constexpr int64_t kLeastAlone = 2;
 CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, int n_rows,
                                              int64_t groups) const {
   const MatmulOut& out = outs[0];
-  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, out.act_block != 0, false};
+  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, out.act_block != 0,
+             false,       true};
   for (const MatmulOut& each : outs) {
-    const int most = kernels_.weight[static_cast<int>(each.w->type)].table_rows;
-    r.look_up = r.look_up && n_rows <= most && (n_rows == 1 || groups >= kFewestLookedUp);
+    const WeightKernels& kernels = kernels_.weight[static_cast<int>(each.w->type)];
+    r.look_up =
+        r.look_up && n_rows <= kernels.table_rows && (n_rows == 1 || groups >= kFewestLookedUp);
+    r.by_four = r.by_four && kernels.by_four;
     // Only Q6_K has scales for 16 columns.
     r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
   }
+  r.by_four = r.by_four && r.look_up && n_rows == 1 && groups >= kFewestByFour;
   return r;
 }
 
@@ -163,6 +170,38 @@ void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const Operand& in
   }
 }
 
+// Items of a single row's product in four streams.
+void CpuBackend::matmul_four(std::span<const MatmulOut> outs, const Operand& in, bool gated,
+                             const Shares::Range& range) {
+  const auto groups_of = [&](int i) { return n_groups(outs[static_cast<size_t>(i)].w->rows); };
+  int64_t n = 0;
+  for (int64_t at = range.begin; at < range.end; at += n) {
+    StreamPart parts[4];
+    n = next_streams(static_cast<int>(outs.size()), groups_of, gated, range, at, parts);
+    PackedMatrix packed[4];
+    MatmulArgs four[4];
+    for (int s = 0; s < 4; ++s) {
+      const MatmulOut& out = outs[static_cast<size_t>(parts[s].matrix)];
+      packed[s] = {out.w->type, out.w->rows, out.w->cols, out.w->data};
+      four[s].w = &packed[s];
+      four[s].group_begin = static_cast<int>(parts[s].begin);
+      four[s].group_end = static_cast<int>(parts[s].end);
+      four[s].a = in.a;
+      four[s].y = out.y;
+      four[s].ldy = out.ldy;
+      four[s].add = out.add;
+    }
+    kernels_.weight[static_cast<int>(packed[0].type)].matmul_four(four);
+    for (int s = 0; gated && s < 2; ++s) {
+      const int row = four[s].group_begin * kGroupRows;
+      const int end = std::min(four[s].group_end * kGroupRows, packed[s].rows);
+      if (row < end) {
+        kernels_.silu_mul(outs[0].y + row, outs[1].y + row, end - row, outs[0].y + row);
+      }
+    }
+  }
+}
+
 // Products that read the same rounding of the same rows.
 void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first) {
   int64_t total = 0;
@@ -172,11 +211,15 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   const int team = threads_for(in.n_rows);
   const Rounding to = rounding_of(outs, in.n_rows, total / team);
   if (in.n_rows == 1) {
-    shares_.deal(total, team, kLeastAlone, total);
+    if (to.by_four) {
+      shares_.deal(stream_items(total, in.gated), team, 1, total);
+    } else {
+      shares_.deal(total, team, kLeastAlone, total);
+    }
     pool_.run(
         [&](int thread, int) {
           const Operand operand = prepare_alone(in, to, scratch_[static_cast<size_t>(thread)]);
-          matmul_shares(outs, operand, in.gated, thread);
+          matmul_shares(outs, operand, {in.gated, to.by_four}, thread);
         },
         team);
     return;
@@ -186,13 +229,21 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   const Operand operand = prepare_rows(in, to, first);
   shares_.deal(total, team, to.look_up ? kLeastLookedUp : kLeastGroups,
                to.look_up ? kMostLookedUp : most);
-  pool_.run([&](int thread, int) { matmul_shares(outs, operand, in.gated, thread); }, team);
+  pool_.run(
+      [&](int thread, int) {
+        matmul_shares(outs, operand, {in.gated, false}, thread);
+      },
+      team);
 }
 
-void CpuBackend::matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated,
-                               int thread) {
+void CpuBackend::matmul_shares(std::span<const MatmulOut> outs, const Operand& in,
+                               const Sharing& sharing, int thread) {
   for (Shares::Range range; shares_.take(thread, range);) {
-    matmul_chunk(outs, in, gated, range.begin, range.end - range.begin, thread);
+    if (sharing.by_four) {
+      matmul_four(outs, in, sharing.gated, range);
+    } else {
+      matmul_chunk(outs, in, sharing.gated, range.begin, range.end - range.begin, thread);
+    }
   }
 }
 

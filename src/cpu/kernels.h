@@ -143,9 +143,14 @@ struct WeightKernels {
   void (*matmul)(const MatmulArgs& args);
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
+  // What `matmul` does for each of `four`, side by side: the weights are read as four streams. All
+  // have the same single row of activations; matrices, groups and their numbers may differ.
+  void (*matmul_four)(const MatmulArgs* four);
   // With at most this many activation rows `matmul` is faster looking sums up (a.tables of one row,
   // a.plain of several) than multiplying; 0: it does not look them up.
   int table_rows = 0;
+  // Whether a single row is looked up faster by matmul_four; without it nobody calls that slot.
+  bool by_four = false;
 };
 
 struct KvKernels {
