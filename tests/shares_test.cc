@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "cpu/streams.h"
 
 namespace bantam {
 namespace {
@@ -48,7 +49,8 @@ TEST(Shares, LimitsHold) {
   EXPECT_FALSE(shares.take(1, range));
 }
 
-// From a least of 4 on kernels get whole fours: one take at most is ragged, and none where n is not.
+// From a least of 4 on kernels get whole fours: one take at most is ragged, and none where n is
+// not.
 TEST(Shares, TakesAreMultiplesOfFour) {
   int n_takes = 0;
   for (const int64_t n : {1, 5, 64, 129, 768, 1003}) {
@@ -94,6 +96,74 @@ TEST(Shares, LessThanTheLeast) {
   EXPECT_EQ(range.begin, 0);
   EXPECT_EQ(range.end, 1);
   EXPECT_FALSE(shares.take(1, range));
+}
+
+// What a thread takes from its own part one after the other is contiguous in each of four streams;
+// every group of every matrix is computed once, those of gated pairs in the same call.
+TEST(Shares, StreamsCoverEveryGroupOnce) {
+  int n_calls = 0;
+  for (const std::vector<int64_t>& groups : std::vector<std::vector<int64_t>>{
+           {1}, {3}, {9}, {128}, {130}, {128, 64, 64}, {7, 1, 2}, {5, 90, 33}}) {
+    for (const bool gated : {false, true}) {
+      const std::vector<int64_t> each = gated ? std::vector<int64_t>{groups[0], groups[0]} : groups;
+      int64_t total = 0;
+      for (const int64_t n : gated ? std::vector<int64_t>{each[0]} : each) total += n;
+      for (const int team : {1, 2, 3, 8}) {
+        std::vector<std::vector<int>> count;
+        for (const int64_t n : each) count.emplace_back(static_cast<size_t>(n));
+        Shares shares(8);
+        shares.deal(stream_items(total, gated), team, 1, total);
+        for (int thread = team - 1; thread >= 0; --thread) {
+          for (Range range; shares.take(thread, range);) {
+            int64_t n = 0;
+            for (int64_t at = range.begin; at < range.end; at += n) {
+              StreamPart four[4];
+              n = next_streams(
+                  static_cast<int>(each.size()),
+                  [&](int i) { return each[static_cast<size_t>(i)]; }, gated, range, at, four);
+              ASSERT_GE(n, 1);
+              ASSERT_LE(n, range.end - at);
+              for (const StreamPart& part : four) {
+                ASSERT_TRUE(part.end - part.begin == n ||
+                            part.end == each[static_cast<size_t>(part.matrix)]);
+                for (int64_t g = part.begin; g < part.end; ++g) {
+                  ++count[static_cast<size_t>(part.matrix)][static_cast<size_t>(g)];
+                }
+              }
+              for (int s = 0; gated && s < 2; ++s) {
+                ASSERT_EQ(four[s].begin, four[s + 2].begin);
+                ASSERT_EQ(four[s].end, four[s + 2].end);
+              }
+              ++n_calls;
+            }
+          }
+        }
+        for (const std::vector<int>& matrix : count) {
+          for (const int n : matrix) ASSERT_EQ(n, 1) << total << " groups, team " << team;
+        }
+      }
+    }
+  }
+  EXPECT_GT(n_calls, 300);
+}
+
+// Of the own part in its order: each stream goes on where it ended.
+TEST(Shares, StreamsGoOn) {
+  Shares shares(2);
+  shares.deal(stream_items(256, false), 2, 1, 256);
+  StreamPart last[4];
+  Range range;
+  int n_takes = 0;
+  for (; n_takes < 3; ++n_takes) {
+    ASSERT_TRUE(shares.take(1, range));
+    StreamPart four[4];
+    const auto groups_of = [](int) { return 256; };
+    ASSERT_EQ(next_streams(1, groups_of, false, range, range.begin, four), range.end - range.begin);
+    for (int s = 0; s < 4; ++s) {
+      EXPECT_EQ(four[s].begin, n_takes == 0 ? 128 + 32 * s : last[s].end);
+      last[s] = four[s];
+    }
+  }
 }
 
 TEST(Shares, EveryItemOnce) {

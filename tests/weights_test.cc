@@ -372,6 +372,27 @@ bool other_orders_exist() {
 }
 
 int n_other_rows = 0;  // cases run once more with tables or rows in another order
+int n_by_four = 0;     // and with their groups as four parts side by side
+
+// The groups of `args` as four parts, some of them empty; whether the kernel is the one that this
+// CPU would choose does not matter.
+void call_four(const Kernels& kernels, const Case& c, const MatmulArgs& args, Random& random) {
+  const int n = args.group_end;
+  // Equal parts, of which the last has what is left over, or any.
+  int cuts[5] = {0, n / 4, n / 4 * 2, n / 4 * 3, n};
+  if (random() % 2 == 0) {
+    for (int i = 1; i < 4; ++i) cuts[i] = static_cast<int>(random() % static_cast<unsigned>(n + 1));
+    std::sort(cuts, cuts + 5);
+  }
+  MatmulArgs four[4] = {args, args, args, args};
+  const unsigned first = random() % 4;  // the longest part need not be the last
+  for (unsigned i = 0; i < 4; ++i) {
+    four[(first + i) % 4].group_begin = cuts[i];
+    four[(first + i) % 4].group_end = cuts[i + 1];
+  }
+  kernels.weight[static_cast<int>(c.type)].matmul_four(four);
+  ++n_by_four;
+}
 
 void run_case(const Case& c, unsigned seed) {
   SCOPED_TRACE(testing::Message() << info(c.type).name << " rows " << c.rows << " cols " << c.cols
@@ -421,6 +442,20 @@ void run_case(const Case& c, unsigned seed) {
       check_same(reference, other);
       ++n_other_rows;
     }
+    // The float path of rounded types has no such slot.
+    if (c.n_rows > 1 || (c.act_block == 0 && info(c.type).act_block != 0)) continue;
+    Output by_four(c.rows, 1);
+    if (c.add) std::memcpy(by_four.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
+    args = arguments(c, m, a, by_four, scratch);
+    const bool tables =
+        c.act_block != 0 && kernels_of(*isa).weight[static_cast<int>(c.type)].tables;
+    std::unique_ptr<OtherRows> rows;
+    if (tables) {
+      rows = std::make_unique<OtherRows>(kernels_of(*isa), c.type, ActOrder::plain, a, args.a);
+    }
+    call_four(kernels_of(*isa), c, args, random);
+    ASSERT_TRUE(by_four.untouched_outside(0, c.rows));
+    check_same(reference, by_four);
   }
 }
 
@@ -487,7 +522,9 @@ TEST(Weights, EveryTypeShapeAndSplitMatchesOracleAndScalar) {
   }
   EXPECT_EQ(executed, (cases.size() + step - 1) / step);
   if (other_orders_exist()) EXPECT_GT(n_other_rows, 0);
-  std::printf("by tables or rows in another order: %d cases\n", n_other_rows);
+  EXPECT_GT(n_by_four, 0);
+  std::printf("by tables or rows in another order: %d cases, by four: %d\n", n_other_rows,
+              n_by_four);
   std::printf("matmul: %zu of %zu cases x %zu instruction sets:%s\n", executed, cases.size(),
               supported_isas().size(), supported_names().c_str());
 }
@@ -515,6 +552,13 @@ void check_extremes(const Kernels& kernels, int n_rows, bool wide, int high, int
         const OtherRows rows(kernels, c.type, order, a, args.a);
         call(kernels, c, args);
         check_same(expected, out);
+        if (n_rows > 1) continue;
+        // Four times the same group.
+        Output again(16, n_rows);
+        args.y = again.begin();
+        const MatmulArgs four[4] = {args, args, args, args};
+        kernels.weight[static_cast<int>(c.type)].matmul_four(four);
+        check_same(expected, again);
       }
     }
   }
@@ -544,6 +588,24 @@ TEST(Weights, LookUpsOfManyGroupsAndColumns) {
       }
     }
   }
+}
+
+// One row in four parts: several groups of each, ragged or not, tables in L1 and beyond it.
+TEST(Weights, LookUpsByFour) {
+  const int before = n_by_four;
+  unsigned seed = 100;
+  for (const bool wide : {false, true}) {
+    for (const int block : {128, 32}) {
+      for (const int cols : {128, 1152, 2048, 4096, 6144}) {
+        for (const int rows : {64, 180, 257, 330}) {
+          run_case({WeightType::q1_0, rows, cols, 1, block, wide, seed % 3 == 0}, seed);
+          if (HasFatalFailure()) return;
+          ++seed;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(static_cast<size_t>(n_by_four - before), 80 * supported_isas().size());
 }
 
 TEST(Weights, LookUpsOfTheLargestSums) {

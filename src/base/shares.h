@@ -16,6 +16,7 @@ class Shares {
  public:
   struct Range {
     int64_t begin = 0, end = 0;
+    int64_t part_begin = 0, part_end = 0;  // of the dealt part that it was taken from
   };
 
   explicit Shares(int n_threads)
@@ -32,9 +33,10 @@ class Shares {
     unit_ = least >= 4 ? 4 : 1;
     most_ = std::max(least, most);
     for (int t = 0; t < team; ++t) {
+      Part& part = parts_[static_cast<size_t>(t)];
       const int64_t end = t + 1 < team ? n * (t + 1) / team / unit_ * unit_ : n;
-      parts_[static_cast<size_t>(t)].range.store(packed(n * t / team / unit_ * unit_, end),
-                                                 std::memory_order_relaxed);
+      part.whole = packed(n * t / team / unit_ * unit_, end);
+      part.range.store(part.whole, std::memory_order_relaxed);
     }
   }
 
@@ -57,6 +59,7 @@ class Shares {
  private:
   struct alignas(128) Part {  // adjacent lines are fetched in pairs on x86
     std::atomic<uint64_t> range{0};
+    uint64_t whole = 0;
   };
 
   static uint64_t packed(int64_t begin, int64_t end) {
@@ -76,7 +79,8 @@ class Shares {
       if (left - n < least_ && left <= most_) n = left;
       const uint64_t rest = front ? packed(begin + n, end) : packed(begin, end - n);
       if (!part.range.compare_exchange_weak(range, rest, std::memory_order_relaxed)) continue;
-      items = front ? Range{begin, begin + n} : Range{end - n, end};
+      items = {front ? begin : end - n, front ? begin + n : end, begin_of(part.whole),
+               end_of(part.whole)};
       return true;
     }
   }

@@ -101,6 +101,11 @@ class CpuBackend final : public Backend {
     bool wide, tables;
     SeveralRows several;
     bool sums16;
+    bool by_four;  // a single row is looked up in four streams
+  };
+  // How the groups of products are shared out.
+  struct Sharing {
+    bool gated, by_four;
   };
   // What the kernels of one product read.
   struct Operand {
@@ -138,7 +143,10 @@ class CpuBackend final : public Backend {
   void matmul_groups(const MatmulOut& out, const Operand& in, int begin, int end, int thread);
   void matmul_chunk(std::span<const MatmulOut> outs, const Operand& in, bool gated, int64_t begin,
                     int64_t left, int thread);
-  void matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated, int thread);
+  void matmul_four(std::span<const MatmulOut> outs, const Operand& in, bool gated,
+                   const Shares::Range& range);
+  void matmul_shares(std::span<const MatmulOut> outs, const Operand& in, const Sharing& sharing,
+                     int thread);
   void matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first);
   void prepare_query(const AttendStep& step, int row);
   void turn_query(const AttendStep& step, int row, int head, bool kept, float* x);

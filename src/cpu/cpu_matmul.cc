@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/cpu_backend.h"
+#include "cpu/streams.h"
 
 namespace bantam {
 
@@ -17,6 +18,8 @@ constexpr int64_t kMostGroups = 32;
 constexpr int64_t kMostBytes = 384 << 10;
 constexpr int64_t kLeastGroups = 4;
 constexpr int64_t kLeastAlone = 2;
+// Streams want something to read: with fewer groups for each thread there is one stream, not four.
+constexpr int64_t kFewestByFour = 8;
 
 }  // namespace
 
@@ -25,12 +28,13 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
                                              int64_t groups) const {
   const MatmulOut& out = outs[0];
   const bool rounded = out.act_block != 0;
-  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, false, {}, false};
+  Rounding r{out.w->cols, out.act_block, out.wide ? 3 : 2, out.wide, false, {}, false, true};
   r.tables = rounded && n_rows == 1;
   r.several = kernels_.weight[static_cast<int>(out.w->type)].several;
   for (const MatmulOut& each : outs) {
     const WeightKernels& kernels = kernels_.weight[static_cast<int>(each.w->type)];
     r.tables = r.tables && kernels.tables;
+    r.by_four = r.by_four && kernels.by_four;
     const SeveralRows& several = kernels.several;
     const int from = out.act_block == 32 ? several.from_rows_32 : several.from_rows;
     const bool enough = n_rows > 1 && n_rows >= from && groups >= several.from_groups;
@@ -38,6 +42,7 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
     // Only Q6_K has scales for 16 columns.
     r.sums16 = r.sums16 || each.w->type == WeightType::q6_k;
   }
+  r.by_four = r.by_four && r.tables && groups >= kFewestByFour;
   return r;
 }
 
@@ -185,6 +190,38 @@ void CpuBackend::matmul_chunk(std::span<const MatmulOut> outs, const Operand& in
   }
 }
 
+// Items of a single row's product in four streams.
+void CpuBackend::matmul_four(std::span<const MatmulOut> outs, const Operand& in, bool gated,
+                             const Shares::Range& range) {
+  const auto groups_of = [&](int i) { return n_groups(outs[static_cast<size_t>(i)].w->rows); };
+  int64_t n = 0;
+  for (int64_t at = range.begin; at < range.end; at += n) {
+    StreamPart parts[4];
+    n = next_streams(static_cast<int>(outs.size()), groups_of, gated, range, at, parts);
+    PackedMatrix packed[4];
+    MatmulArgs four[4];
+    for (int s = 0; s < 4; ++s) {
+      const MatmulOut& out = outs[static_cast<size_t>(parts[s].matrix)];
+      packed[s] = {out.w->type, out.w->rows, out.w->cols, out.w->data};
+      four[s].w = &packed[s];
+      four[s].group_begin = static_cast<int>(parts[s].begin);
+      four[s].group_end = static_cast<int>(parts[s].end);
+      four[s].a = in.a;
+      four[s].y = out.y;
+      four[s].ldy = out.ldy;
+      four[s].add = out.add;
+    }
+    kernels_.weight[static_cast<int>(packed[0].type)].matmul_four(four);
+    for (int s = 0; gated && s < 2; ++s) {
+      const int row = four[s].group_begin * kGroupRows;
+      const int end = std::min(four[s].group_end * kGroupRows, packed[s].rows);
+      if (row < end) {
+        kernels_.silu_mul(outs[0].y + row, outs[1].y + row, end - row, outs[0].y + row);
+      }
+    }
+  }
+}
+
 // Products that read the same rounding of the same rows.
 void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& in, bool first) {
   int64_t total = 0;
@@ -194,11 +231,15 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   const int team = threads_for(in.n_rows);
   const Rounding to = rounding_of(outs, in.n_rows, total / team);
   if (in.n_rows == 1) {
-    shares_.deal(total, team, kLeastAlone, total);
+    if (to.by_four) {
+      shares_.deal(stream_items(total, in.gated), team, 1, total);
+    } else {
+      shares_.deal(total, team, kLeastAlone, total);
+    }
     pool_.run(
         [&](int thread, int) {
           const Operand operand = prepare_alone(in, to, scratch_[static_cast<size_t>(thread)]);
-          matmul_shares(outs, operand, in.gated, thread);
+          matmul_shares(outs, operand, {in.gated, to.by_four}, thread);
         },
         team);
     return;
@@ -209,13 +250,21 @@ void CpuBackend::matmul_alike(std::span<const MatmulOut> outs, const MatmulIn& i
   const bool panels = to.several.order == ActOrder::panels;
   shares_.deal(total, team, panels ? kLeastGroups : to.several.least,
                panels ? most : to.several.most);
-  pool_.run([&](int thread, int) { matmul_shares(outs, operand, in.gated, thread); }, team);
+  pool_.run(
+      [&](int thread, int) {
+        matmul_shares(outs, operand, {in.gated, false}, thread);
+      },
+      team);
 }
 
-void CpuBackend::matmul_shares(std::span<const MatmulOut> outs, const Operand& in, bool gated,
-                               int thread) {
+void CpuBackend::matmul_shares(std::span<const MatmulOut> outs, const Operand& in,
+                               const Sharing& sharing, int thread) {
   for (Shares::Range range; shares_.take(thread, range);) {
-    matmul_chunk(outs, in, gated, range.begin, range.end - range.begin, thread);
+    if (sharing.by_four) {
+      matmul_four(outs, in, sharing.gated, range);
+    } else {
+      matmul_chunk(outs, in, sharing.gated, range.begin, range.end - range.begin, thread);
+    }
   }
 }
 

@@ -9,7 +9,7 @@
 // indices for each table 1.14.
 #pragma once
 
-#include "cpu/tables_avx512.inl"
+#include "cpu/streams_avx512.inl"
 
 namespace bantam {
 namespace {
@@ -280,7 +280,9 @@ void matmul_q1_0_avx512(const MatmulArgs& args) {
 
 // Zen 4 looks sums up faster than it multiplies (a VPERMW and a VPADDW in 1.14 cycles, a VPDPBUSD
 // in 1; the lookups do 2.5 times the work); by its pipes Zen 5 should too, not measured. Intel has
-// one port for VPERMW and two for VPDPBUSD, so several rows are better multiplied there.
+// one port for VPERMW and two for VPDPBUSD, so several rows are better multiplied there. A single
+// row: Zen 4 has 80 % of its read bandwidth with one stream and was not measured with four
+// (streams_avx512.inl), which Intel needs. Both kernels are in the table everywhere, for the tests.
 void fill_tables_avx512(Kernels& table) {
   WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
   q1_0.matmul = matmul_q1_0_avx512;
@@ -291,6 +293,8 @@ void fill_tables_avx512(Kernels& table) {
     q1_0.several = kFiveRows;
     ahead.bytes = 2048;
   }
+  q1_0.matmul_four = matmul_q1_0_four;
+  q1_0.by_four = !amd;
   table.build_tables = build_tables_avx512;
 }
 

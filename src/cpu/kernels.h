@@ -177,9 +177,14 @@ struct WeightKernels {
   void (*matmul)(const MatmulArgs& args);
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
+  // What `matmul` does for each of `four`, side by side: the weights are read as four streams. All
+  // have the same single row of activations; matrices, groups and their numbers may differ.
+  void (*matmul_four)(const MatmulArgs* four);
   // Whether `matmul` of one row is faster looking sums up in a.tables.
   bool tables = false;
-  SeveralRows several;
+  // Whether a single row is looked up faster by matmul_four; without it nobody calls that slot.
+  bool by_four = false;
+  SeveralRows several{};
   unsigned orders = order_bit(ActOrder::panels);  // those that `matmul` takes
 };
 

@@ -256,6 +256,11 @@ void matmul(const MatmulArgs& args) {
   }
 }
 
+template <void (*Matmul)(const MatmulArgs&)>
+void matmul_each(const MatmulArgs* four) {
+  for (int i = 0; i < 4; ++i) Matmul(four[i]);
+}
+
 template <void (*Unpack)(const PackedMatrix&, int, float*)>
 void matmul_f32(const MatmulArgs& args) {
   const int end =
@@ -352,29 +357,18 @@ void silu_mul(const float* gate, const float* up, int n, float* out) {
 
 template <class Format>
 constexpr WeightKernels weight_kernels() {  // pack_group: fill_pack
-  return {
-      nullptr, unpack_row<Format>,         matmul<Format>, matmul_f32<unpack_row<Format>>, false,
-      {},      order_bit(ActOrder::panels)};
+  return {nullptr, unpack_row<Format>, matmul<Format>, matmul_f32<unpack_row<Format>>,
+          matmul_each<matmul<Format>>};
 }
 
 [[maybe_unused]] void fill_weights_scalar(Kernels& table) {
   const auto at = [&](WeightType type) -> WeightKernels& {
     return table.weight[static_cast<int>(type)];
   };
-  at(WeightType::f32) = {nullptr,
-                         unpack_row_f32,
-                         matmul_f32<unpack_row_f32>,
-                         matmul_f32<unpack_row_f32>,
-                         false,
-                         {},
-                         order_bit(ActOrder::panels)};
-  at(WeightType::f16) = {nullptr,
-                         unpack_row_f16,
-                         matmul_f32<unpack_row_f16>,
-                         matmul_f32<unpack_row_f16>,
-                         false,
-                         {},
-                         order_bit(ActOrder::panels)};
+  at(WeightType::f32) = {nullptr, unpack_row_f32, matmul_f32<unpack_row_f32>,
+                         matmul_f32<unpack_row_f32>, matmul_each<matmul_f32<unpack_row_f32>>};
+  at(WeightType::f16) = {nullptr, unpack_row_f16, matmul_f32<unpack_row_f16>,
+                         matmul_f32<unpack_row_f16>, matmul_each<matmul_f32<unpack_row_f16>>};
   at(WeightType::q1_0) = weight_kernels<FormatQ1_0>();
   at(WeightType::q2_0) = weight_kernels<FormatQ2_0<64>>();
   at(WeightType::pq2_0) = weight_kernels<FormatQ2_0<128>>();
