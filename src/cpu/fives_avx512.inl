@@ -290,6 +290,7 @@ void fill_tables_avx512(Kernels& table) {
   if (amd) {
     q1_0.several = kFiveRows;
     ahead.bytes = 2048;
+    turned_from = kNeverTurned;
   }
   table.build_tables = build_tables_avx512;
 }
