@@ -9,16 +9,20 @@
 namespace bantam {
 namespace {
 
-// x[channel][position] of a tile of floats.
+// x[virtual lane][channels of it][position] of a tile of floats.
 struct TurnedTile {
   alignas(64) float x[32 * kMostHeadDim];
 
-  BANTAM_INLINE void turn(const float* tile, int head_dim) {
+  // ahead: a tile to ask for, or null.
+  BANTAM_INLINE void turn(const float* tile, const std::byte* ahead, int head_dim) {
     for (int c = 0; c < head_dim; c += 16) {
       for (int first = 0; first < 32; first += 16) {
+        for (int i = 0; ahead != nullptr && i < 16; ++i, ahead += 64) ask_for(ahead, 0);
         Floats v[16];
         f_turn(tile + first * head_dim + c, head_dim, v);
-        for (int k = 0; k < 16; ++k) f_store(x + (c + k) * 32 + first, v[k]);
+        for (int k = 0; k < 16; ++k) {
+          f_store(x + (k * (head_dim / 16) + c / 16) * 32 + first, v[k]);
+        }
       }
     }
   }
@@ -30,8 +34,9 @@ BANTAM_INLINE void turned_lane(const float* keys, const float* q, int head_dim, 
                                Floats (*sum)[2]) {
   for (int n = 0; n < R; ++n) sum[n][0] = sum[n][1] = f_zero();
   const int hd = HeadDim == 0 ? head_dim : HeadDim;
+  keys += 2 * j * hd;
   for (int c = 0; c < hd; c += 16) {
-    const Floats key[2] = {f_load(keys + 32 * (c + j)), f_load(keys + 32 * (c + j) + 16)};
+    const Floats key[2] = {f_load(keys + 2 * c), f_load(keys + 2 * c + 16)};
     for (int n = 0; n < R; ++n) {
       const Floats x = f_set(q[n * hd + c + j]);
       for (int h = 0; h < 2; ++h) sum[n][h] = f_fma(x, key[h], sum[n][h]);
@@ -92,13 +97,13 @@ template <class Float>
 void score_turned(const ScoreArgs& args) {
   TurnedTile turned;
   if constexpr (Float::bytes == 4) {
-    for (int i = 0; i < 32 * args.head_dim; i += 16) ask_for(args.ahead, int64_t{i} * 4);
-    turned.turn(reinterpret_cast<const float*>(args.tile), args.head_dim);
+    turned.turn(reinterpret_cast<const float*>(args.tile), args.ahead, args.head_dim);
   } else {
     const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
-    turned.turn(tile.x, args.head_dim);
+    turned.turn(tile.x, nullptr, args.head_dim);
   }
   if (args.head_dim == 64) return score_turned_tile<64>(args, turned.x);
+  if (args.head_dim == 128) return score_turned_tile<128>(args, turned.x);
   score_turned_tile<0>(args, turned.x);
 }
 

@@ -280,8 +280,8 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   return _mm512_permutexvar_ps(order, sums);
 }
 
-// 16 rows of 16 floats, `stride` apart: v[k] becomes column k. Rows are put together by loads, for
-// shuffles have one port on Intel.
+// 16 rows of 16 floats, `stride` apart: v[k] becomes column k. Rows are put together by
+// loads, for shuffles have one port on Intel.
 BANTAM_INLINE void f_turn(const float* rows, int64_t stride, Floats* v) {
   for (int quad = 0; quad < 4; ++quad) {
     Floats w[4];
