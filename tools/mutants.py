@@ -84,8 +84,8 @@ MUTANTS = [
            "where one of two rows has nothing to add the other takes its weights"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "    args.n_visible += kRowsTogether;\n", "",
            "rows beyond 64 see what the first ones see"),
-    Mutant("src/cpu/attend_weigh.inl", "wide", "alike = args.n_visible[r + n] == args.n_visible[r];",
-           "alike = args.n_visible[r + n] >= args.n_visible[r];", "float V: the causal edge of a pair of rows is the first one's"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "if (visible[n] == common) continue;",
+           "if (visible[n] >= common) continue;", "float V: the causal edge of a pair of rows is the first one's"),
     # ---- rows
     Mutant("src/codec/numerics.h", "all", "kExpC4 = 0x1.555556p-5f", "kExpC4 = 0x1.555556p-4f",
            "a coefficient of exp, in every instruction set alike"),

@@ -235,10 +235,16 @@ void weigh_quant_simd(const WeighArgs& all) {
 
 // ---- float V
 
-// N vectors of channels from c on for R rows from r on, which see as many positions.
+// Positions that some rows take together.
+struct Stretch {
+  int begin, end;
+  bool ask;  // for the memory ahead
+};
+
+// N vectors of channels from c on for R rows from r on.
 template <class Float, int R, int N>
 BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, int r, int c,
-                                bool ask) {
+                                const Stretch& at_once) {
   const int hd = args.head_dim;
   float* acc = args.acc + r * args.acc_stride + c;
   const float* p = args.p + r * args.p_stride;
@@ -246,12 +252,14 @@ BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, in
   for (int n = 0; n < R; ++n) {
     for (int i = 0; i < N; ++i) sum[n][i] = f_load(acc + n * args.acc_stride + 16 * i);
   }
-  for (int pos = 0; pos < args.n_visible[r]; ++pos) {
+  for (int pos = at_once.begin; pos < at_once.end; ++pos) {
     const int64_t at = (int64_t{pos} * hd + c) * Float::bytes;
     Floats weight[R];
     for (int n = 0; n < R; ++n) weight[n] = f_set(p[n * args.p_stride + pos]);
     for (int i = 0; i < N; ++i) {
-      if (ask && 16 * i * Float::bytes % 64 == 0) ask_for(args.ahead, at + 16 * i * Float::bytes);
+      if (at_once.ask && 16 * i * Float::bytes % 64 == 0) {
+        ask_for(args.ahead, at + 16 * i * Float::bytes);
+      }
       const Floats value = load_floats<Float>(tile + at + 16 * i * Float::bytes);
       for (int n = 0; n < R; ++n) sum[n][i] = f_fma(weight[n], value, sum[n][i]);
     }
@@ -261,38 +269,51 @@ BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, in
   }
 }
 
-template <class Float, int R>
-BANTAM_INLINE void weigh_float_rows(const WeighArgs& args, const std::byte* tile, int r, bool ask) {
-  constexpr int N = kFloatChannels / R < 2 ? 2 : kFloatChannels / R;
-  int c = 0;
-  for (; c + 16 * N <= args.head_dim; c += 16 * N) weigh_floats<Float, R, N>(args, tile, r, c, ask);
-  for (; c < args.head_dim; c += 32) weigh_floats<Float, R, 2>(args, tile, r, c, ask);
+// From channel c on, N vectors at a time and then fewer.
+template <class Float, int R, int N>
+BANTAM_INLINE void weigh_channels(const WeighArgs& args, const std::byte* tile, int r, int c,
+                                  const Stretch& at_once) {
+  for (; c + 16 * N <= args.head_dim; c += 16 * N) {
+    weigh_floats<Float, R, N>(args, tile, r, c, at_once);
+  }
+  if constexpr (N > 2) {
+    if (c < args.head_dim) weigh_channels<Float, R, N / 2>(args, tile, r, c, at_once);
+  }
 }
 
-template <class Float>
-BANTAM_INLINE void weigh_all_rows(const WeighArgs& args, const std::byte* tile, bool ask) {
-  for (int r = 0; r < args.n_rows;) {
-    bool alike = r + kFloatRows <= args.n_rows;
-    for (int n = 1; alike && n < kFloatRows; ++n) {
-      alike = args.n_visible[r + n] == args.n_visible[r];
+template <class Float, int R>
+BANTAM_INLINE void weigh_float_rows(const WeighArgs& args, const std::byte* tile, int r,
+                                    const Stretch& at_once) {
+  constexpr int N = kFloatChannels / R < 2 ? 2 : kFloatChannels / R;
+  weigh_channels<Float, R, N>(args, tile, r, 0, at_once);
+}
+
+// R rows at a time from r on, while there are so many, and then fewer: first the positions that all
+// of them see, then the others row by row.
+template <class Float, int R>
+BANTAM_INLINE void weigh_all_rows(const WeighArgs& args, const std::byte* tile, int r, bool ask) {
+  for (; r + R <= args.n_rows; r += R) {
+    const int32_t* visible = args.n_visible + r;
+    int common = visible[0];
+    for (int n = 1; n < R; ++n) common = visible[n] < common ? visible[n] : common;
+    weigh_float_rows<Float, R>(args, tile, r, {0, common, ask && r == 0});
+    for (int n = 0; R > 1 && n < R; ++n) {
+      if (visible[n] == common) continue;
+      weigh_float_rows<Float, 1>(args, tile, r + n, {common, visible[n], false});
     }
-    if (alike) {
-      weigh_float_rows<Float, kFloatRows>(args, tile, r, ask && r == 0);
-      r += kFloatRows;
-    } else {
-      weigh_float_rows<Float, 1>(args, tile, r, ask && r == 0);
-      ++r;
-    }
+  }
+  if constexpr (R > 1) {
+    if (r < args.n_rows) weigh_all_rows<Float, R / 2>(args, tile, r, ask);
   }
 }
 
 template <class Float>
 void weigh_float_simd(const WeighArgs& args) {
   if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
-    return weigh_all_rows<Float>(args, args.tile, true);
+    return weigh_all_rows<Float, kWeighFloatRows>(args, args.tile, 0, true);
   }
   const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
-  weigh_all_rows<CodecOf<KvType::f32>>(args, tile.data(), false);
+  weigh_all_rows<CodecOf<KvType::f32>, kWeighFloatRows>(args, tile.data(), 0, false);
 }
 
 }  // namespace

@@ -45,8 +45,15 @@ constexpr int kFloatKeys = 16;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
 // are converted where they are used, with more they are converted once for all.
 constexpr int kFloatRows = 2;
+constexpr int kWeighFloatRows = 4;  // the same of values
 constexpr int kFloatRowsInPlace = 4;
 constexpr int kFloatChannels = 16;
+// From turned_from rows on keys are turned, a position to a lane (attend_turned.inl), and shared by
+// kTurnedRows rows.
+#define BANTAM_TURNED_KEYS 1
+constexpr int kTurnedRows = 4;
+constexpr int kNeverTurned = 1 << 30;
+int turned_from = 16;  // set once, by fill_avx512
 // How far ahead of a single row the next bytes of the packed stream are asked for, and into which
 // cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
@@ -271,6 +278,29 @@ BANTAM_INLINE Floats f_trees(Floats* v) {
   // Lane 4c + e holds vector 4e + c.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_ps(order, sums);
+}
+
+// 16 rows of 16 floats, `stride` apart: v[k] becomes column k. Rows are put together by
+// loads, for shuffles have one port on Intel.
+BANTAM_INLINE void f_turn(const float* rows, int64_t stride, Floats* v) {
+  for (int quad = 0; quad < 4; ++quad) {
+    Floats w[4];
+    for (int e = 0; e < 4; ++e) {
+      const float* p = rows + e * stride + 4 * quad;
+      Floats x = _mm512_castps128_ps512(_mm_loadu_ps(p));
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 4 * stride), 1);
+      x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 8 * stride), 2);
+      w[e] = _mm512_insertf32x4(x, _mm_loadu_ps(p + 12 * stride), 3);
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(w[0], w[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(w[0], w[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(w[2], w[3]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(w[2], w[3]));
+    v[4 * quad] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    v[4 * quad + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    v[4 * quad + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    v[4 * quad + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
 }
 
 // For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
