@@ -241,10 +241,11 @@ struct Stretch {
   bool ask;  // for the memory ahead
 };
 
-// N vectors of channels from c on for R rows from r on.
+// N vectors of channels from c on for R rows from r on. Not inlined: among its neighbours the
+// compiler runs out of registers for the sums.
 template <class Float, int R, int N>
-BANTAM_INLINE void weigh_floats(const WeighArgs& args, const std::byte* tile, int r, int c,
-                                const Stretch& at_once) {
+__attribute__((noinline)) void weigh_floats(const WeighArgs& args, const std::byte* tile, int r,
+                                            int c, const Stretch& at_once) {
   const int hd = args.head_dim;
   float* acc = args.acc + r * args.acc_stride + c;
   const float* p = args.p + r * args.p_stride;
@@ -284,7 +285,8 @@ BANTAM_INLINE void weigh_channels(const WeighArgs& args, const std::byte* tile, 
 template <class Float, int R>
 BANTAM_INLINE void weigh_float_rows(const WeighArgs& args, const std::byte* tile, int r,
                                     const Stretch& at_once) {
-  constexpr int N = kFloatChannels / R < 2 ? 2 : kFloatChannels / R;
+  constexpr int most = kFloatChannels / R;
+  constexpr int N = most >= 16 ? 16 : most >= 8 ? 8 : most >= 4 ? 4 : 2;
   weigh_channels<Float, R, N>(args, tile, r, 0, at_once);
 }
 
@@ -303,17 +305,21 @@ BANTAM_INLINE void weigh_all_rows(const WeighArgs& args, const std::byte* tile, 
     }
   }
   if constexpr (R > 1) {
-    if (r < args.n_rows) weigh_all_rows<Float, R / 2>(args, tile, r, ask);
+    if (r < args.n_rows) weigh_all_rows<Float, (R > 4 ? 4 : R / 2)>(args, tile, r, ask);
   }
 }
 
 template <class Float>
 void weigh_float_simd(const WeighArgs& args) {
-  if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
-    return weigh_all_rows<Float, kWeighFloatRows>(args, args.tile, 0, true);
+  if (args.n_rows <= kFloatRowsInPlace) {
+    return weigh_all_rows<Float, kFloatRowsInPlace>(args, args.tile, 0, true);
   }
-  const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
-  weigh_all_rows<CodecOf<KvType::f32>, kWeighFloatRows>(args, tile.data(), 0, false);
+  if constexpr (Float::bytes == 4) {
+    weigh_all_rows<Float, kWeighFloatRows>(args, args.tile, 0, true);
+  } else {
+    const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+    weigh_all_rows<CodecOf<KvType::f32>, kWeighFloatRows>(args, tile.data(), 0, false);
+  }
 }
 
 }  // namespace

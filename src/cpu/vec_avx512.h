@@ -45,9 +45,9 @@ constexpr int kFloatKeys = 16;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
 // are converted where they are used, with more they are converted once for all.
 constexpr int kFloatRows = 2;
-constexpr int kWeighFloatRows = 4;  // the same of values
+constexpr int kWeighFloatRows = 6;  // the same of values
 constexpr int kFloatRowsInPlace = 4;
-constexpr int kFloatChannels = 16;
+constexpr int kFloatChannels = 24;
 // From turned_from rows on keys are turned, a position to a lane (attend_turned.inl), and shared by
 // kTurnedRows rows.
 #define BANTAM_TURNED_KEYS 1
