@@ -501,6 +501,48 @@ TEST(Tables, VectorSetsFillTheirOwnSlots) {
   std::printf("tables: %d rows of vector sets compared\n", executed);
 }
 
+// Float keys and values take other loops with many rows: every number around their blockings, rows that see different
+// numbers of positions, each bit as scalar.
+TEST(Floats, ManyRowsAreScalarsBits) {
+  int executed = 0;
+  for (const KvType type : {KvType::f32, KvType::f16, KvType::bf16}) {
+    for (const int hd : {32, 64, 96, 128, 256}) {
+      std::mt19937 random(static_cast<uint32_t>(hd));
+      std::vector<std::byte> tile(static_cast<size_t>(kv_tile_bytes(info(type).bytes_per_32, hd)) + 64);
+      std::vector<float> row(static_cast<size_t>(hd));
+      const Kernels& scalar = kernels_of(all_isas()[0]);
+      for (int pos = 0; pos < 32; ++pos) {
+        for (float& x : row) x = std::normal_distribution<float>()(random);
+        scalar.kv[static_cast<int>(type)].store_k(row.data(), hd, pos, tile.data());
+      }
+      for (const int n : {1, 2, 3, 5, 6, 7, 15, 16, 17, 18, 19, 23, 40, 64}) {
+        std::vector<float> q(static_cast<size_t>(n * hd)), scale(static_cast<size_t>(n)), p(static_cast<size_t>(n * 40));
+        std::vector<int32_t> visible(static_cast<size_t>(n));
+        for (float& x : q) x = std::normal_distribution<float>()(random);
+        for (float& x : scale) x = std::normal_distribution<float>()(random);
+        for (float& x : p) x = std::fabs(std::normal_distribution<float>()(random));
+        for (int32_t& x : visible) x = random() % 2 == 0 ? 32 : static_cast<int32_t>(random() % 33);
+        std::vector<float> expected_s(p.size(), 7), expected_acc(q.size(), 0.5f);
+        const auto run = [&](const Kernels& kernels, std::vector<float>& s, std::vector<float>& acc) {
+          const KvKernels& kv = kernels.kv[static_cast<int>(type)];
+          kv.scores({tile.data(), hd, n, nullptr, nullptr, q.data(), scale.data(), s.data(), 40, tile.data()});
+          kv.weigh({tile.data(), hd, n, p.data(), 40, visible.data(), acc.data(), hd, tile.data()});
+        };
+        run(scalar, expected_s, expected_acc);
+        for (const Isa* isa : isas()) {
+          std::vector<float> s(p.size(), 7), acc(q.size(), 0.5f);
+          run(kernels_of(*isa), s, acc);
+          const std::string what = std::string(isa->name) + " " + info(type).name + " " + std::to_string(hd) + " x " + std::to_string(n);
+          ASSERT_EQ(std::memcmp(s.data(), expected_s.data(), s.size() * 4), 0) << what;
+          ASSERT_EQ(std::memcmp(acc.data(), expected_acc.data(), acc.size() * 4), 0) << what;
+          ++executed;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, 3 * 5 * 14 * static_cast<int>(isas().size()));
+}
+
 // Rule 5 by hand: q8_0 rows with a scale of exactly 1, so that the u8 weights of one key at 1 and others near u + 1/2 are
 // known. Random rows almost never meet a tie or the limit of 2^-100.
 TEST(Weigh, TiesGoToEvenAndTinyWeightsAddNothing) {

@@ -53,7 +53,7 @@ def main():
         print(f"{name}: --act f32, f32 KV: worst NMSE {nmse.max():.2e} of {len(ids)} positions")
         check(f"{name} NMSE", nmse.max() <= 1e-9, nmse.max())
         base = logits(model, ids, "-t", "2")
-        for args in (["-t", "1"], ["-t", "3"], ["-b", "1"], ["-b", "7"], ["-b", "64"], ["-b", "all"], ["--beside", "2"]):
+        for args in (["-t", "1"], ["-t", "3"], ["-b", "1"], ["-b", "7"], ["-b", "33"], ["-b", "64"], ["-b", "all"], ["--beside", "2"]):
             same = logits(model, ids, *args).tobytes() == base.tobytes()
             check(f"{name} bits {' '.join(args)}", same, "logits differ")
         wide = logits(model, ids, "--act", "i16", "-t", "2").tobytes()

@@ -11,7 +11,7 @@ namespace bantam {
 namespace {
 
 // ---- tiles. The compiler allocates none, so numbers are chosen here: sums in 0 and 1, activations
-// in 2 and 3 (and 6, 7 of the low plane), weights from 4 on.
+// in 2 and 3, weights from 4 on.
 
 // The operand of LDTILECFG (Intel's manual, volume 1, section 18.3).
 struct alignas(64) TileConfig {
@@ -256,8 +256,9 @@ struct TileStep {
       if (i % Shape::blocks >= n_blocks) return;
       const int c = column + i % Shape::blocks * Block, sub = c % F::values / Block;
       const std::byte* block = groups[i / Shape::blocks] + int64_t{c} / F::values * F::block_bytes;
-      // The weights of the groups that follow; beyond the last ones it asks in vain.
-      for (int at = 0; at < Shape::slices * Shape::depth * F::block_bytes / F::values; at += 64) {
+      // As many bytes of the groups that follow; beyond the last ones it asks in vain.
+      constexpr int bytes = Block * F::block_bytes / F::values;
+      for (int at = sub * bytes; at < (sub + 1) * bytes; at += 64) {
         __builtin_prefetch(block + Shape::groups * group_bytes + at, 0, 2);
       }
       take_apart<F, Block>(block + sub * (Block / (4 * F::quads_per_word) * 64), codes[i]);
@@ -270,7 +271,8 @@ struct TileStep {
   // in turns, for what waits for a product holds what follows it.
   template <int Rows, bool Now, bool Next>
   BANTAM_INLINE void turn(const ActRows& a, int tile, float* y) {
-    const TileRows now(a, tile, column), next(a, tile + 1, column);
+    const TileRows now(a, Now ? tile : tile + 1, column);
+    const TileRows next(a, Next ? tile + 1 : tile, column);
     unrolled<Shape::groups>([&](auto group) __attribute__((always_inline)) {
       constexpr int g = decltype(group)::value;
       float* to = y + g * kPassRows * 16;
@@ -282,8 +284,9 @@ struct TileStep {
         if (b >= n_blocks) return;
         if constexpr (Next) tile_sums<Block, Planes, g, b>(next, sums[(tile + 1) & 1][i]);
         if constexpr (!Now) return;
+        const int32_t* sum_a = F::minimum ? now.sums + b * now.rows : nullptr;
         end_block_tile<F, Block, Planes, Rows>(scales[i], sums[tile & 1][i], now.d + b * now.rows,
-                                               now.sums + b * now.rows, now.rows, value);
+                                               sum_a, now.rows, value);
       });
       for (int t = 0; Now && t < rows; ++t) f_store(to + 16 * t, value[t]);
     });
@@ -361,11 +364,12 @@ void matmul_tiles(const MatmulArgs& args) {
   whole ? tile_matmul<F, Whole, 1>(args) : tile_matmul<F, 32, 1>(args);
 }
 
-// A Xeon's G multiply-adds a second, two threads, rows in panels and in tiles: Q1_0, blocks of 128,
-// 3 rows 252 and 268, 8 rows 516 and 586, 64 rows 501 and 1,222 (32 rows: 1,591); blocks of 32, 12
-// rows 394 and 415, 16 rows 377 and 497, 64 rows 385 and 594; Q4_1, 12 rows 367 and 328, 16 rows
-// 329 and 397.
-constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 3, 16, 4, 32};
+// A Xeon's G multiply-adds a second, two threads, rows in panels and in tiles. Q1_0, blocks of 128:
+// 3 rows 352 and 342, 4 rows 456 and 424, 5 rows 434 and 486, 8 rows 602 and 740, 64 rows 501 and
+// 1,222; PQ2_0 alike; Q2_0, blocks of 64: 4 rows 486 and 320, 6 rows 448 and 428, 8 rows 526 and
+// 536. Blocks of 32: Q1_0, 12 rows 394 and 415, 16 rows 377 and 497, 64 rows 385 and 594; Q4_1, 12
+// rows 367 and 328, 16 rows 329 and 397.
+constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 0, 16, 4, 32};
 
 template <class F, WeightType Type, int Whole, bool Wide>
 void put_tiles(Kernels& table) {
@@ -374,6 +378,7 @@ void put_tiles(Kernels& table) {
   slot.matmul = matmul_tiles<F, Type, Whole, Wide>;
   slot.orders |= order_bit(ActOrder::tiles);
   slot.several = kSeveralByTiles;
+  slot.several.from_rows = Whole == 64 ? 8 : 5;
 }
 
 // ---- the peak

@@ -1,5 +1,6 @@
 // Scores with vectors (NUMERICS rule 5), the bits of attend_scalar.inl. A lane is a position for
-// quantized K, so that no dot product needs a horizontal sum, and a channel for float K (rule 2).
+// quantized K, so that no dot product needs a horizontal sum, and a channel for float K (rule 2;
+// with many rows a position again: attend_turned.inl).
 // A tile's block is unpacked once for all query rows. Includers choose the vector header first.
 #pragma once
 

@@ -34,7 +34,7 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
   for (const MatmulOut& each : outs) {
     const WeightKernels& kernels = kernels_.weight[static_cast<int>(each.w->type)];
     r.tables = r.tables && kernels.tables;
-    r.by_four = r.by_four && kernels.by_four;
+    r.by_four = r.by_four && kernels.by_four && each.w->type == out.w->type;
     const SeveralRows& several = kernels.several;
     const int from = out.act_block == 32 ? several.from_rows_32 : several.from_rows;
     const bool enough = n_rows > 1 && n_rows >= from && groups >= several.from_groups;

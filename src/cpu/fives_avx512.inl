@@ -292,7 +292,7 @@ void fill_tables_avx512(Kernels& table) {
   if (amd) {
     q1_0.several = kFiveRows;
     ahead.bytes = 2048;
-    turned_from = kNeverTurned;
+    turned_from = kNeverTurned;  // not measured there
   }
   q1_0.matmul_four = matmul_q1_0_four;
   q1_0.by_four = !amd;

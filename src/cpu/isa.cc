@@ -62,7 +62,8 @@ bool system_saves_tiles() {
 }
 
 // Leaf 7, EDX bits 24 and 25. Linux wants to be asked before a process uses tiles (5.16 and later;
-// ARCH_REQ_XCOMP_PERM, component 18), and may refuse.
+// ARCH_REQ_XCOMP_PERM, component 18), and may refuse. From then on alternative signal stacks must
+// have room for the tiles; this program has none.
 bool amx_supported() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!avx512_supported() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;

@@ -178,7 +178,8 @@ struct WeightKernels {
   // Unrounded activations: dot of the unpacked row with x by rule 2.
   void (*matmul_f32)(const MatmulArgs& args);
   // What `matmul` does for each of `four`, side by side: the weights are read as four streams. All
-  // have the same single row of activations; matrices, groups and their numbers may differ.
+  // have the same type and the same single row of activations, with a.tables if the kernel has
+  // them; matrices, groups and their numbers may differ.
   void (*matmul_four)(const MatmulArgs* four);
   // Whether `matmul` of one row is faster looking sums up in a.tables.
   bool tables = false;

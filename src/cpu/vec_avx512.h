@@ -53,7 +53,7 @@ constexpr int kFloatChannels = 24;
 #define BANTAM_TURNED_KEYS 1
 constexpr int kTurnedRows = 4;
 constexpr int kNeverTurned = 1 << 30;
-int turned_from = 16;  // set once, by fill_avx512
+[[maybe_unused]] int turned_from = 16;  // set once, by fill_avx512
 // How far ahead of a single row the next bytes of the packed stream are asked for, and into which
 // cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
