@@ -413,33 +413,31 @@ void run_case(const Case& c, unsigned seed) {
     SCOPED_TRACE(isa->name);
     Output out(c.rows, c.n_rows);
     if (c.add) std::memcpy(out.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
-    // Two calls on a random split of the groups; nothing outside each part may change.
     MatmulArgs args = arguments(c, m, a, out, scratch);
     // Large matrices go in one call: they are there for the loops over passes and tiles.
     const int split =
         c.rows > 1000 ? 0 : static_cast<int>(random() % static_cast<unsigned>(args.group_end + 1));
-    args.group_begin = split;
-    call(kernels_of(*isa), c, args);
-    if (!c.add) ASSERT_TRUE(out.untouched_outside(split * kGroupRows, c.rows));
-    args.group_begin = 0;
-    args.group_end = split;
-    call(kernels_of(*isa), c, args);
-    ASSERT_TRUE(out.untouched_outside(0, c.rows));
-    check_same(reference, out);
+    // Two calls on a random split of the groups; nothing outside each part may change.
+    const auto check_split = [&](MatmulArgs part, const Output& y) {
+      part.group_begin = split;
+      call(kernels_of(*isa), c, part);
+      if (!c.add) ASSERT_TRUE(y.untouched_outside(split * kGroupRows, c.rows));
+      part.group_begin = 0;
+      part.group_end = split;
+      call(kernels_of(*isa), c, part);
+      ASSERT_TRUE(y.untouched_outside(0, c.rows));
+      check_same(reference, y);
+    };
+    check_split(args, out);
+    if (testing::Test::HasFatalFailure()) return;
     for (const ActOrder order : other_orders(kernels_of(*isa), c)) {
       SCOPED_TRACE(testing::Message() << "order " << static_cast<int>(order));
       Output other(c.rows, c.n_rows);
       if (c.add) std::memcpy(other.y.get(), old.y.get(), static_cast<size_t>(old.y.size()) * 4);
       args = arguments(c, m, a, other, scratch);
       const OtherRows rows(kernels_of(*isa), c.type, order, a, args.a);
-      args.group_begin = split;
-      call(kernels_of(*isa), c, args);
-      if (!c.add) ASSERT_TRUE(other.untouched_outside(split * kGroupRows, c.rows));
-      args.group_begin = 0;
-      args.group_end = split;
-      call(kernels_of(*isa), c, args);
-      ASSERT_TRUE(other.untouched_outside(0, c.rows));
-      check_same(reference, other);
+      check_split(args, other);
+      if (testing::Test::HasFatalFailure()) return;
       ++n_other_rows;
     }
     // The float path of rounded types has no such slot.
