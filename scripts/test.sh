@@ -107,9 +107,10 @@ for stage in "${stages[@]}"; do
       script dev server_test
       unset BANTAM_SAMPLE ;;
     tsan)
-      build tsan --target engine_test threads_test shares_test shift_test || continue
+      build tsan --target engine_test threads_test shares_test pieces_test shift_test || continue
       gtest tsan threads_test
       gtest tsan shares_test
+      gtest tsan pieces_test
       gtest tsan shift_test
       BANTAM_SAMPLE=1 gtest tsan engine_test ;;
     fuzz)

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <thread>
 
 #include "base/limits.h"
 #include "cpu/cpu_backend.h"
@@ -17,9 +16,6 @@ std::byte* tile_of(std::byte* pages, int64_t tile_bytes, int n_kv_heads, int pag
   return pages + ((int64_t{page} * n_kv_heads + kv_head) * kPageTiles + tile) * tile_bytes;
 }
 
-// With fewer blocks than this for each thread, pages are shared out and not blocks.
-constexpr int kManyBlocks = 8;
-constexpr int kMostSpins = 1000;  // of a thread that waits for its turn, before it yields
 // How many tiles ahead the kernels ask the memory for. Zen 4, 2 rows, 2 threads, 36 GB/s read: q8_0
 // 17.7 GB/s without, 25.7, 26.6, 24.2 with 1, 2, 4 tiles; q4_0 12.3, 20.0, 26.9, 29.9.
 int tiles_ahead(const AttentionPlan& plan) {
@@ -100,7 +96,7 @@ void CpuBackend::store_head(const AttendStep& step, int kv_head, bool values) {
   }
 }
 
-CpuBackend::PageView CpuBackend::view_page(const AttendStep& step, const Block& block,
+CpuBackend::PageView CpuBackend::view_page(const AttendStep& step, const AttendBlock& block,
                                            int page) const {
   const AttentionPlan& plan = *step.plan;
   const AttendRow& last = step.rows[static_cast<size_t>(block.first_row + block.n_rows - 1)];
@@ -123,13 +119,14 @@ const std::byte* CpuBackend::tile_ahead(const AttentionPlan& plan, const PageVie
   return i < next.n_tiles ? next.k + i * plan.tile_bytes_k() : nullptr;
 }
 
-int CpuBackend::visible_in_page(const AttendStep& step, const Block& block, int query, int page) {
+int CpuBackend::visible_in_page(const AttendStep& step, const AttendBlock& block, int query,
+                                int page) {
   const AttendRow& row =
       step.rows[static_cast<size_t>(block.first_row + query / step.plan->group())];
   return std::clamp(row.pos + 1 - page * kPagePositions, 0, kPagePositions);
 }
 
-void CpuBackend::score_page(const AttendStep& step, const Block& block, const PageView& view,
+void CpuBackend::score_page(const AttendStep& step, const AttendBlock& block, const PageView& view,
                             float* s) {
   const AttentionPlan& plan = *step.plan;
   const int hd = plan.shape().head_dim, group = plan.group();
@@ -154,15 +151,16 @@ void CpuBackend::score_page(const AttendStep& step, const Block& block, const Pa
 }
 
 // The sums of one page for all queries of the block: acc, m and l of the queries that see it.
-void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch,
-                             int page) {
+// Returns what the thread computes next, whose first tiles were asked for.
+CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& piece,
+                                          ThreadScratch& scratch) {
   const AttentionPlan& plan = *step.plan;
+  const AttendBlock& block = *piece.block;
   const int hd = plan.shape().head_dim, group = plan.group(), n_queries = block.n_rows * group;
-  const PageView view = view_page(step, block, page);
-  PageView next;
+  const PageView view = view_page(step, block, piece.page);
   score_page(step, block, view, scratch.s);
   for (int i = 0; i < n_queries; ++i) {
-    const int visible = visible_in_page(step, block, i, page);
+    const int visible = visible_in_page(step, block, i, piece.page);
     if (visible == 0) continue;
     kernels_.softmax_page(scratch.s + i * kScoreStride, visible, scratch.m + i, scratch.l + i);
   }
@@ -175,27 +173,35 @@ void CpuBackend::attend_page(const AttendStep& step, const Block& block, ThreadS
   weigh.acc = scratch.acc;
   weigh.acc_stride = acc_stride(hd);
   const int ahead = tiles_ahead(plan);
+  Piece next;
+  PageView next_view;
   for (int t = 0; t < view.n_tiles; ++t) {
-    if (t + ahead == view.n_tiles || t == 0) next = next_page(step, block, page);
+    if (t == std::max(0, view.n_tiles - ahead)) {
+      next = pieces_.next(piece);
+      if (next.block != nullptr) next_view = view_page(step, *next.block, next.page);
+    }
     for (int i = 0; i < n_queries; i += group) {
-      const int visible = visible_in_page(step, block, i, page);
+      const int visible = visible_in_page(step, block, i, piece.page);
       const int in_tile = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
       std::fill_n(scratch.visible + i, group, in_tile);
     }
     weigh.tile = view.v + t * plan.tile_bytes_v();
     weigh.p = scratch.s + t * kTilePositions;
-    weigh.ahead = tile_ahead(plan, view, next, view.n_tiles + t + ahead);
+    weigh.ahead = tile_ahead(plan, view, next_view, view.n_tiles + t + ahead);
     if (weigh.ahead == nullptr) weigh.ahead = weigh.tile;
     kernels_.kv[static_cast<int>(plan.v())].weigh(weigh);
   }
+  return next;
 }
 
 // Adds what attend_page left to the sums of the pages before it; the last page ends the block.
-void CpuBackend::add_page(const AttendStep& step, const Block& block, const ThreadScratch& scratch,
-                          int page) {
+void CpuBackend::add_page(const AttendStep& step, const Piece& piece,
+                          const ThreadScratch& scratch) {
   const AttentionPlan& plan = *step.plan;
+  const AttendBlock& block = *piece.block;
+  const int page = piece.page;
   const int hd = plan.shape().head_dim, group = plan.group();
-  const bool last = page == pages_of(step, block) - 1;
+  const bool last = page == block.n_pages - 1;
   const int64_t index =
       (int64_t{block.kv_head} * static_cast<int64_t>(step.rows.size()) + block.first_row) * group;
   for (int i = 0; i < block.n_rows * group; ++i) {
@@ -218,62 +224,14 @@ void CpuBackend::add_page(const AttendStep& step, const Block& block, const Thre
   }
 }
 
-int CpuBackend::pages_of(const AttendStep& step, const Block& block) {
-  const AttendRow& last = step.rows[static_cast<size_t>(block.first_row + block.n_rows - 1)];
-  return last.pos / kPagePositions + 1;
-}
-
-// The page that this thread will probably take next; only memory is asked for by it.
-CpuBackend::PageView CpuBackend::next_page(const AttendStep& step, const Block& block,
-                                           int page) const {
-  if (!by_page_) {
-    return page + 1 < pages_of(step, block) ? view_page(step, block, page + 1) : PageView{};
-  }
-  const int64_t item = next_block_.load(std::memory_order_relaxed);
-  const auto n_blocks = static_cast<int64_t>(blocks_.size());
-  const Block& next = blocks_[static_cast<size_t>(item % n_blocks)];
-  const auto next_page = static_cast<int>(item / n_blocks);
-  return next_page < pages_of(step, next) ? view_page(step, next, next_page) : PageView{};
-}
-
-// Whole blocks, each by one thread. From the back: late rows see more pages, so the longest work
-// starts first.
-void CpuBackend::attend_blocks(const AttendStep& step, ThreadScratch& scratch) {
-  for (;;) {
-    const int64_t item = static_cast<int64_t>(blocks_.size()) - 1 -
-                         next_block_.fetch_add(1, std::memory_order_relaxed);
-    if (item < 0) return;
-    const Block& block = blocks_[static_cast<size_t>(item)];
-    for (int page = 0; page < pages_of(step, block); ++page) {
-      attend_page(step, block, scratch, page);
-      add_page(step, block, scratch, page);
-    }
-  }
-}
-
-// Few blocks: pages of all of them in turn, whoever is free. The sums of a page are added when all
-// pages before it have been, so the bits do not depend on who computed what. Pages are handed out
-// in order: a thread waits only for work that another has begun, and holds one page at a time.
-void CpuBackend::attend_pages(const AttendStep& step, ThreadScratch& scratch) {
-  const auto n_blocks = static_cast<int64_t>(blocks_.size());
-  for (;;) {
-    const int64_t item = next_block_.fetch_add(1, std::memory_order_relaxed);
-    const auto page = static_cast<int>(item / n_blocks);
-    if (page >= most_pages_) return;
-    const Block& block = blocks_[static_cast<size_t>(item % n_blocks)];
-    if (page >= pages_of(step, block)) continue;
-    attend_page(step, block, scratch, page);
-    std::atomic<int32_t>& added = added_[static_cast<size_t>(item % n_blocks)];
-    for (int spins = 0; added.load(std::memory_order_acquire) != page;) {
-      if (spins == kMostSpins) {
-        std::this_thread::yield();
-      } else {
-        ++spins;
-        ThreadPool::pause();
-      }
-    }
-    add_page(step, block, scratch, page);
-    added.store(page + 1, std::memory_order_release);
+void CpuBackend::attend_pieces(const AttendStep& step, int thread) {
+  ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
+  for (Piece piece = pieces_.first(thread); piece.block != nullptr;) {
+    const Piece next = attend_page(step, piece, scratch);
+    pieces_.await_turn(piece);
+    add_page(step, piece, scratch);
+    pieces_.added(piece);
+    piece = next;
   }
 }
 
@@ -281,7 +239,7 @@ void CpuBackend::attend_pages(const AttendStep& step, ThreadScratch& scratch) {
 void CpuBackend::make_blocks(const AttendStep& step) {
   const int n_rows = static_cast<int>(step.rows.size());
   const int most = std::max(1, kBlockQueries / step.plan->group());
-  blocks_.clear();
+  pieces_.clear();
   for (int first = 0; first < n_rows;) {
     int end = first + 1;
     while (end < n_rows &&
@@ -291,9 +249,10 @@ void CpuBackend::make_blocks(const AttendStep& step) {
     const int parts = (end - first + most - 1) / most;
     for (int part = 0; part < parts; ++part) {
       const auto range = ThreadPool::split(end - first, part, parts);
+      const int last_pos = step.rows[static_cast<size_t>(first + range.end - 1)].pos;
       for (int kv_head = 0; kv_head < step.plan->shape().n_kv_heads; ++kv_head) {
-        blocks_.push_back({kv_head, first + static_cast<int>(range.begin),
-                           static_cast<int>(range.end - range.begin)});
+        pieces_.add({kv_head, first + static_cast<int>(range.begin),
+                     static_cast<int>(range.end - range.begin), last_pos / kPagePositions + 1});
       }
     }
     first = end;
@@ -319,23 +278,13 @@ void CpuBackend::attend(const AttendStep& step) {
   CHECK(n_rows <= shape_.max_rows);
   make_blocks(step);
   const int team = threads_for(n_rows);
-  const auto n_blocks = static_cast<int64_t>(blocks_.size());
-  by_page_ = team > 1 && n_blocks < kManyBlocks * team;
-  most_pages_ = 0;
-  for (const Block& block : blocks_) most_pages_ = std::max(most_pages_, pages_of(step, block));
-  for (int64_t i = 0; i < n_blocks; ++i) added_[static_cast<size_t>(i)].store(0);
+  pieces_.share(team);
   next_.store(0, std::memory_order_relaxed);
-  next_block_.store(0, std::memory_order_relaxed);
   pool_.run(
       [&](int thread, int) {
         prepare_rows_and_stores(step);
         pool_.barrier();
-        ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
-        if (by_page_) {
-          attend_pages(step, scratch);
-        } else {
-          attend_blocks(step, scratch);
-        }
+        attend_pieces(step, thread);
       },
       team);
 }

@@ -134,8 +134,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   // Runs may end inside a block, hence one more block for each row at worst.
   const size_t most_blocks = static_cast<size_t>(shape.n_kv_heads) *
                              (shape.max_rows / rows_per_block + 1 + shape.max_rows);
-  blocks_.reserve(most_blocks);
-  added_ = std::make_unique<std::atomic<int32_t>[]>(most_blocks);
+  pieces_.reserve(most_blocks, pool_.size());
   return Ok{};
 }
 

@@ -11,6 +11,7 @@
 #include "base/limits.h"
 #include "base/shares.h"
 #include "base/thread_pool.h"
+#include "cpu/attend_pieces.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/teams.h"
@@ -113,9 +114,7 @@ class CpuBackend final : public Backend {
     const float* x;
     ActRows a;
   };
-  struct Block {  // query rows of one run and one KV head that are computed together
-    int kv_head, first_row, n_rows;
-  };
+  typedef AttendPieces::Piece Piece;
   // The tiles of one page and KV head that are visible to somebody.
   struct PageView {
     const std::byte* k = nullptr;
@@ -153,17 +152,14 @@ class CpuBackend final : public Backend {
   void store_head(const AttendStep& step, int kv_head, bool values);
   void prepare_rows_and_stores(const AttendStep& step);
   void make_blocks(const AttendStep& step);
-  static int pages_of(const AttendStep& step, const Block& block);
-  static int visible_in_page(const AttendStep& step, const Block& block, int query, int page);
-  PageView view_page(const AttendStep& step, const Block& block, int page) const;
-  PageView next_page(const AttendStep& step, const Block& block, int page) const;
+  static int visible_in_page(const AttendStep& step, const AttendBlock& block, int query, int page);
+  PageView view_page(const AttendStep& step, const AttendBlock& block, int page) const;
   static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
                                      const PageView& next, int i);
-  void score_page(const AttendStep& step, const Block& block, const PageView& view, float* s);
-  void attend_page(const AttendStep& step, const Block& block, ThreadScratch& scratch, int page);
-  void add_page(const AttendStep& step, const Block& block, const ThreadScratch& scratch, int page);
-  void attend_blocks(const AttendStep& step, ThreadScratch& scratch);
-  void attend_pages(const AttendStep& step, ThreadScratch& scratch);
+  void score_page(const AttendStep& step, const AttendBlock& block, const PageView& view, float* s);
+  Piece attend_page(const AttendStep& step, const Piece& piece, ThreadScratch& scratch);
+  void add_page(const AttendStep& step, const Piece& piece, const ThreadScratch& scratch);
+  void attend_pieces(const AttendStep& step, int thread);
 
   const Isa& isa_;
   const Kernels& kernels_;
@@ -176,13 +172,9 @@ class CpuBackend final : public Backend {
   Inputs inputs_{};
   Queries queries_{};
   std::vector<ThreadScratch> scratch_;
-  std::vector<Block> blocks_;
+  AttendPieces pieces_;
   Shares shares_;
-  std::unique_ptr<std::atomic<int32_t>[]> added_;  // pages of each block whose sums are complete
-  bool by_page_ = false;                           // how attend() shares its work out
-  int most_pages_ = 0;
   std::atomic<int64_t> next_{0};
-  std::atomic<int64_t> next_block_{0};
 };
 
 }  // namespace bantam
