@@ -12,7 +12,7 @@ from collections import namedtuple
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 BUILD = "build/mutants"
-PROGRAMS = ["attend_test", "kv_cache_test", "shift_test"]
+PROGRAMS = ["attend_test", "kv_cache_test", "shift_test", "pieces_test"]
 LIMIT_S = 900  # of one run of a test program; a mutant that hangs is killed by it
 Mutant = namedtuple("Mutant", "path where old new fault tests", defaults=(("attend_test",),))
 BACKEND, CACHE = ("shift_test", "attend_test"), ("kv_cache_test", "shift_test")
@@ -68,8 +68,7 @@ MUTANTS = [
            "f_select(m_first(n_visible + 1), w, f_zero())", "the mask of the weights is one position too long"),
     Mutant("src/cpu/attend_weigh.inl", "avx2", "f_select(m_first(n_visible - 16), both, low)",
            "f_select(m_first(n_visible - 15), both, low)", "the mask of the minima is one position too long"),
-    Mutant("src/cpu/attend_weigh.inl", "wide", "f_set(float_of(0x7fc00000u))));\n  if constexpr",
-           "f_zero()));\n  if constexpr", "a tile with a weight that is not finite adds nothing instead of NaN"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "f_select(partner, f_set(float_of(0x7fc00000u)), zero)", "zero", "a tile with a weight that is not finite adds nothing instead of NaN"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "m_less(x, f_set(kTinyMagnitude))", "m_less(x, f_set(0x1p-110f))",
            "weights from 2^-110 on count, not from 2^-100"),
     Mutant("src/cpu/attend_scalar.inl", "scalar", "static_cast<int>(round_even(w[i] * r))", "static_cast<int>(w[i] * r + 0.5f)",
@@ -140,6 +139,12 @@ MUTANTS = [
            "the last of two holders writes into a shared page", CACHE),
     Mutant("src/model/kv_cache.cc", "", "sequence.moved += by;", "sequence.moved = by;", "a second shift forgets the first",
            ("shift_test",)),
+    # ---- later ones
+    Mutant("src/cpu/attend_weigh.inl", "wide", "out.c[first + k] = factors[partner_lane<N>(k)];", "out.c[first + k] = factors[some_lane<N>(k)];",
+           "sums of values are scaled by 255 / x, not by x / 255"),
+    Mutant("src/cpu/attend_pieces.cc", "", "  if (!few_) return;\n", "  return;\n", "sums of pages are added by whoever is ready", ("pieces_test",)),
+    Mutant("src/cpu/attend_pieces.cc", "", "? begin + next.n_done : begin - 1", "? begin + next.n_done : begin - 2",
+           "the last block of the thread before is not helped with", ("pieces_test",)),
 ]
 
 SETS = {"": [], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

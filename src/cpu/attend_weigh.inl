@@ -81,19 +81,24 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
     if (k + 1 < n) pair.next(args.head_dim / 32);
   }
   // Weights are not negative: as integers they are in order, and a NaN is above them all.
-  const Floats x = f_from_bits(i_largests<N>(largest));
+  const Floats x = f_partners(f_from_bits(i_largests<N>(largest)));
   const Mask finite = m_less(x, f_set(float_of(0x7f800000u)));
   const Mask tiny = m_less(x, f_set(kTinyMagnitude));
-  alignas(64) float r[16], c[16], minimum[16];
-  f_store(r, f_select(finite, f_div(f_set(255.0f), x), f_zero()));
-  f_store(c, f_select(finite, f_select(tiny, f_zero(), f_div(x, f_set(255.0f))),
-                      f_set(float_of(0x7fc00000u))));
+  // 255 / x and, in the partners, x / 255: one division for both.
+  const Mask partner = m_partners();
+  const Floats top = f_set(255.0f), zero = f_zero();
+  const Floats quotient = f_div(f_select(partner, x, top), f_select(partner, top, x));
+  const Floats counted = f_select(tiny, f_select(partner, zero, quotient), quotient);
+  alignas(64) float factors[16], minimum[16];
+  f_store(factors,
+          f_select(finite, counted, f_select(partner, f_set(float_of(0x7fc00000u)), zero)));
+  in_memory(factors);
   if constexpr (Codec::minimum) f_store(minimum, f_some_trees<N>(lanes));
   for (int k = 0; k < N; ++k) {
-    const Floats factor = f_set(r[some_lane<N>(k)]);
+    const Floats factor = f_set(factors[some_lane<N>(k)]);
     i_store_32_bytes(out.u + (first + k) * 32, i_round(f_mul(w[k][0], factor)),
                      i_round(f_mul(w[k][1], factor)));
-    out.c[first + k] = c[some_lane<N>(k)];
+    out.c[first + k] = factors[partner_lane<N>(k)];
     if constexpr (Codec::minimum) out.minimum[first + k] = minimum[some_lane<N>(k)];
   }
 }

@@ -34,6 +34,7 @@ constexpr int kTileTokens = 4;
 constexpr int kTileTokensSmall = 4;
 constexpr int kTileTokensWide = 4;
 constexpr int kChains = 2;
+constexpr int kSumsInFlight = 1;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
@@ -136,6 +137,17 @@ template <int N>
 BANTAM_INLINE constexpr int some_lane(int k) {
   return k;
 }
+// Each of those lanes has a partner: f_partners copies them there, m_partners says which they are.
+template <int N>
+BANTAM_INLINE constexpr int partner_lane(int k) {
+  return k + 8;
+}
+BANTAM_INLINE Floats f_partners(Floats x) { return {{x.v[0], x.v[0]}}; }
+BANTAM_INLINE Mask m_partners() {
+  return {{_mm256_setzero_ps(), _mm256_castsi256_ps(_mm256_set1_epi32(-1))}};
+}
+template <class X>
+BANTAM_INLINE void in_memory(X&) {}
 template <int N>
 BANTAM_INLINE Floats f_some_trees(Floats* v) {
   alignas(64) float sums[16] = {};

@@ -38,6 +38,7 @@ constexpr int kTileTokensWide = 24;
 constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
+constexpr int kSumsInFlight = 16;  // the same of several rows
 // Rows of u8 weights whose products overlap.
 constexpr int kWeighRows = 2;
 // Vectors of float keys and of float channels that are summed at a time.
@@ -307,6 +308,18 @@ BANTAM_INLINE void f_turn(const float* rows, int64_t stride, Floats* v) {
 template <int N>
 BANTAM_INLINE constexpr int some_lane(int k) {
   return k % 4 * 4 + k / 4 * 2;
+}
+// Each of those lanes has a partner: f_partners copies them there, m_partners says which they are.
+template <int N>
+BANTAM_INLINE constexpr int partner_lane(int k) {
+  return some_lane<N>(k) + 1;
+}
+BANTAM_INLINE Floats f_partners(Floats x) { return x; }  // the last step of maxima made them equal
+BANTAM_INLINE Mask m_partners() { return 0xaaaa; }
+// Single values of x are then broadcast by loads; out of registers each would take a shuffle.
+template <class X>
+BANTAM_INLINE void in_memory(X& x) {
+  asm("" : "+m"(x));
 }
 template <int N>
 BANTAM_INLINE Floats f_some_trees(Floats* v) {

@@ -48,6 +48,7 @@ constexpr int kTileTokens = 4, kTileTokensSmall = kSdot ? 4 : 2, kTileTokensWide
 constexpr bool kPairedRows = false;
 #endif
 constexpr int kChains = 1;
+constexpr int kSumsInFlight = 1;
 constexpr int kWeighRows = 1;
 constexpr int kFloatKeys = 4;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
@@ -158,6 +159,17 @@ template <int N>
 BANTAM_INLINE constexpr int some_lane(int k) {
   return k;
 }
+// Each of those lanes has a partner: f_partners copies them there, m_partners says which they are.
+template <int N>
+BANTAM_INLINE constexpr int partner_lane(int k) {
+  return k + 8;
+}
+BANTAM_INLINE Floats f_partners(Floats x) { return {{x.v[0], x.v[1], x.v[0], x.v[1]}}; }
+BANTAM_INLINE Mask m_partners() {
+  return {{vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(~0u), vdupq_n_u32(~0u)}};
+}
+template <class X>
+BANTAM_INLINE void in_memory(X&) {}
 template <int N>
 BANTAM_INLINE Floats f_some_trees(Floats* v) {
   alignas(64) float sums[16] = {};
