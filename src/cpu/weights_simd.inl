@@ -56,10 +56,9 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
     typename F::Acc dot[R][C] = {};
     for (int w = 0; w < W; ++w) {
       const Bytes word = b_load(words + 64 * w);
-      // Where a tile holds many rows, few others ask for the same word again (1.7B, 4 and 8
-      // sequences, Xeon without AMX: 146 and 198 tok/s without, 186 and 207 with it; AVX2 with 8:
-      // 76 and 68).
-      if constexpr (T == 1 || kTileTokens > 8) {
+      // Of several tiles the first asks for all (1.7B, 4 and 8 sequences, Xeon without AMX: 146 and
+      // 198 tok/s without, 186 and 207 with it). AVX2 gained nothing, NEON was not measured.
+      if (T == 1 || (kTileTokens > 8 && t0 == 0)) {
         __builtin_prefetch(words + 64 * w + prefetch_bytes(), 0, kPrefetchLevel);
       }
       const TilePointers<(T + Width - 1) / Width, Planes> at(
