@@ -82,24 +82,29 @@ TEST(AttendPieces, OwnBlocksComeFirst) {
   EXPECT_EQ(pieces.first(0).block, nullptr);
 }
 
-// As the backend does it: the next piece is taken before the sums of this one are added. Some pages
-// take long, so that a thread that did not wait would add a later page first.
+// As the backend does it: the next piece is taken before the sums of this one are added. In every
+// other round some pages take long, so that a thread that did not wait would add a later page
+// first.
 TEST(AttendPieces, SumsAreAddedInOrder) {
+  constexpr int most_threads = 9;
   std::mt19937 random(7);
-  ThreadPool pool(4);
+  ThreadPool pool(most_threads);
+  ASSERT_EQ(pool.size(), most_threads);
   AttendPieces pieces;
-  pieces.reserve(64, 4);
-  for (int round = 0; round < 200; ++round) {
-    const int team = 1 + round % 4;
-    const std::vector<int> pages =
-        random_pages(1 + static_cast<int>(random() % (round % 2 == 0 ? 3 : 40)), random);
+  pieces.reserve(80, most_threads);
+  for (int round = 0; round < 400; ++round) {
+    const int team = 1 + static_cast<int>(random() % most_threads);
+    const int n_blocks = static_cast<int>(random() % (random() % 2 == 0 ? 4 : 81));
+    const std::vector<int> pages = random_pages(n_blocks, random);
     std::vector<std::vector<int>> added(pages.size());
     deal(pieces, pages, team);
     pool.run(
         [&](int thread, int) {
           for (Piece piece = pieces.first(thread); piece.block != nullptr;) {
             const Piece next = pieces.next(piece);
-            if (piece.page % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+            if (round % 2 == 0 && (piece.page + thread) % 3 == 0) {
+              std::this_thread::sleep_for(std::chrono::microseconds(50));
+            }
             pieces.await_turn(piece);
             added[static_cast<size_t>(piece.block->kv_head)].push_back(piece.page);
             pieces.added(piece);
@@ -113,6 +118,14 @@ TEST(AttendPieces, SumsAreAddedInOrder) {
         ASSERT_EQ(added[i][static_cast<size_t>(page)], page);
     }
   }
+}
+
+TEST(AttendPiecesDeathTest, RefusesWhatWasNotReserved) {
+  AttendPieces pieces;
+  pieces.reserve(1, 2);
+  pieces.add({0, 0, 1, 1});
+  EXPECT_DEATH(pieces.add({1, 0, 1, 1}), "");
+  EXPECT_DEATH(pieces.share(3), "");
 }
 
 }  // namespace

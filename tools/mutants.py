@@ -143,8 +143,8 @@ MUTANTS = [
     Mutant("src/cpu/attend_weigh.inl", "wide", "out.c[first + k] = factors[partner_lane<N>(k)];", "out.c[first + k] = factors[some_lane<N>(k)];",
            "sums of values are scaled by 255 / x, not by x / 255"),
     Mutant("src/cpu/attend_pieces.cc", "", "  if (!few_) return;\n", "  return;\n", "sums of pages are added by whoever is ready", ("pieces_test",)),
-    Mutant("src/cpu/attend_pieces.cc", "", "? begin + next.n_done : begin - 1", "? begin + next.n_done : begin - 2",
-           "the last block of the thread before is not helped with", ("pieces_test",)),
+    Mutant("src/cpu/attend_pieces.cc", "", "? begin + next.n_done : begin - 1", "? begin + n_own - 1 - next.n_done : begin - 1",
+           "a thread takes its own blocks from the back", ("pieces_test",)),
 ]
 
 SETS = {"": [], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}
@@ -392,4 +392,5 @@ def main():
     return 1 if lost else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,8 +2,6 @@
 
 #include <thread>
 
-#include "base/thread_pool.h"
-
 namespace bantam {
 
 namespace {
@@ -53,7 +51,7 @@ AttendPieces::Piece AttendPieces::next_of_few(const Piece& at) {
     next.block = &blocks_[static_cast<size_t>(i < 0 ? i + n_blocks : i)];
     std::atomic<int32_t>& taken = turns_of(*next.block).taken;
     if (taken.load(std::memory_order_relaxed) >= next.block->n_pages) continue;
-    next.page = taken.fetch_add(1, std::memory_order_relaxed);
+    next.page = taken.fetch_add(1, std::memory_order_acq_rel);
     if (next.page < next.block->n_pages) return next;
   }
   next.block = nullptr;
@@ -61,7 +59,9 @@ AttendPieces::Piece AttendPieces::next_of_few(const Piece& at) {
 }
 
 // The pages of a block are taken in order, and each thread computes what it took in that order: of
-// all pages taken and not yet added, the first taken is being computed and waits for none.
+// all pages taken and not yet added, the first taken is being computed and waits for none. That
+// there is a first one needs takes from different blocks in an order that all threads agree on:
+// hence acquire and release.
 void AttendPieces::await_turn(const Piece& piece) {
   if (!few_) return;
   const std::atomic<int32_t>& added = turns_of(*piece.block).added;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 
 namespace bantam {
 
@@ -47,7 +48,7 @@ class AttendPieces {
 
  private:
   // Of a block whose pages are shared out, on a cache line of its own.
-  struct alignas(64) Turns {
+  struct alignas(ThreadPool::kLineBytes) Turns {
     std::atomic<int32_t> taken{0};
     std::atomic<int32_t> added{0};
   };

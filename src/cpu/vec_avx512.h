@@ -38,7 +38,7 @@ constexpr int kTileTokensWide = 24;
 constexpr bool kPairedRows = false;
 // Independent chains of a single row, to cover the latency of the dot instruction.
 constexpr int kChains = 4;
-constexpr int kSumsInFlight = 16;  // the same of several rows
+constexpr int kSumsInFlight = 16;  // chains of all sums together, with several rows
 // Rows of u8 weights whose products overlap.
 constexpr int kWeighRows = 2;
 // Vectors of float keys and of float channels that are summed at a time.
