@@ -7,6 +7,7 @@
 #include <chrono>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -124,8 +125,8 @@ TEST(AttendPiecesDeathTest, RefusesWhatWasNotReserved) {
   AttendPieces pieces;
   pieces.reserve(1, 2);
   pieces.add({0, 0, 1, 1});
-  EXPECT_DEATH(pieces.add({1, 0, 1, 1}), "");
-  EXPECT_DEATH(pieces.share(3), "");
+  EXPECT_DEATH(pieces.add({1, 0, 1, 1}), "capacity");
+  EXPECT_DEATH(pieces.share(3), "kManyBlocks");
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // How attention is shared between the threads of a team: pieces, each one page of a block. Every
 // page of every block is given out once. What comes next is told before a piece is computed, so
-// that the memory can be asked for it. Refuses more blocks than were reserved (CHECK).
+// that the memory can be asked for it. Refuses more blocks and threads than were
+// reserved (CHECK).
 #pragma once
 
 #include <atomic>

@@ -56,8 +56,9 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
     typename F::Acc dot[R][C] = {};
     for (int w = 0; w < W; ++w) {
       const Bytes word = b_load(words + 64 * w);
-      // Of several tiles the first asks for all (1.7B, 4 and 8 sequences, Xeon without AMX: 146 and
-      // 198 tok/s without, 186 and 207 with it). AVX2 gained nothing, NEON was not measured.
+      // Of several tiles the first asks for all. 1.7B, 4 and 8 sequences, Xeon without AMX: 146 and
+      // 198 tok/s without, 186 and 207 where every tile asked, 177 and 226 now. AVX2 lost where all
+      // asked (8 sequences: 74, 69); NEON was not measured.
       if (T == 1 || (kTileTokens > 8 && t0 == 0)) {
         __builtin_prefetch(words + 64 * w + prefetch_bytes(), 0, kPrefetchLevel);
       }
