@@ -10,8 +10,8 @@
 namespace bantam {
 namespace {
 
-// ---- tiles. The compiler allocates none, so numbers are chosen here: sums in 0 and 1, activations
-// in 2 and 3, weights from 4 on.
+// ---- tiles. The compiler allocates none, so numbers are chosen here: sums in 0 to 3, activations
+// in 4 and 5, weights in 6 and 7.
 
 // The operand of LDTILECFG (Intel's manual, volume 1, section 18.3).
 struct alignas(64) TileConfig {
@@ -49,28 +49,26 @@ BANTAM_INLINE void tile_product() {
 
 // ---- shapes
 
-// A step takes up to four tiles of weights, 4 to 7, which stay while the activation rows go by:
-// with blocks of 128 columns one block of two groups (--act i16: of one), each two tiles deep, with
-// smaller ones up to four blocks of one group.
+// A step takes up to `blocks` activation blocks of one group of 16 rows of weights, with 8 KiB of
+// sums at most, and kStepGroups groups take their steps over the same columns, whose activations so
+// stay in L1 with 16 KiB of running sums for 64 rows. Twice the blocks were 5 to 10 % slower, four
+// times half as fast (Xeon, one thread, a neighbour in the same caches).
 template <int Block, int Planes>
 struct TileShape {
   static constexpr int depth = Block < 64 ? Block : 64, slices = Block / depth;
-  static constexpr int groups = Planes == 1 && slices == 2 ? 2 : 1;
-  static constexpr int blocks = slices == 2 ? 1 : 4;
-  static constexpr int weights = groups * blocks * slices;
-  static constexpr int code_bytes = Block * 16;  // of one block of 16 rows, taken apart
-  static constexpr int sums = groups * blocks * Planes * 256;  // of a step and a tile of rows
+  static constexpr int blocks = 2 / Planes;
+  static constexpr int code_bytes = Block * 16;  // of a block, taken apart
 };
+constexpr int kStepGroups = 4;
 
 // Activation rows that share weights taken apart once.
-constexpr int kPassRows = 64;
+constexpr int kPassTiles = 4, kPassRows = kPassTiles * kTileRows;
 
-inline void configure_tiles(int rows, int depth, int n_weights) {
+inline void configure_tiles(int rows, int depth) {
   TileConfig config;
   for (int i = 0; i < 8; ++i) {
-    const bool sums = i < 2, weights = i >= 4 && i < 4 + n_weights;
-    config.rows[i] = static_cast<uint8_t>(weights ? depth / 4 : rows);
-    config.row_bytes[i] = static_cast<uint16_t>(sums || weights ? 64 : depth);
+    config.rows[i] = static_cast<uint8_t>(i >= 6 ? depth / 4 : rows);
+    config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? depth : 64);
   }
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
@@ -109,13 +107,6 @@ BANTAM_INLINE void take_apart(const std::byte* words, std::byte* out) {
 
 // ---- ends of activation blocks
 
-// float(x) for |x| < 2^22 by additions: 0x4b400000 are the bits of 1.5 x 2^23. While tiles are
-// multiplied only one unit is left for VCVTDQ2PS, VMULPS and VFMADD (1.1 cycles each instead of
-// 0.5, Xeon with AMX), additions keep two.
-BANTAM_INLINE Floats f_by_addition(Ints x) {
-  return f_sub(f_from_bits(i_add(x, i_set(0x4b400000))), f_set(12582912.0f));
-}
-
 // What belongs to one activation block of 16 rows of weights.
 template <class F>
 struct BlockScales {
@@ -131,13 +122,10 @@ struct BlockScales {
       m = f_sub(f_set(-0.0f), m);
     }
   }
-  // y after this block. Small: |dot| < 2^22. sum_a: the sum of the activations, as F wants it.
-  template <bool Small>
+  // y after this block. sum_a: the sum of the activations, as F wants it.
   BANTAM_INLINE Floats end(Ints dot, Floats d_a, const float* sum_a, Floats y) const {
     if constexpr (F::sub_scales) dot = i_mul(dot, sub_d);
-    // Worth its second instruction only where there are two products and two sums.
-    const bool by_addition = Small && F::minimum && !F::sub_scales;
-    y = f_fma(by_addition ? f_by_addition(dot) : f_from_ints(dot), f_mul(d, d_a), y);
+    y = f_fma(f_from_ints(dot), f_mul(d, d_a), y);
     if constexpr (F::sub_scales) {
       const Ints minimum = i_mul(sub_m, i_bits(f_set(*sum_a)));
       y = f_fma(f_from_ints(minimum), f_mul(m, d_a), y);
@@ -158,7 +146,9 @@ struct TileRows {
   const int32_t* sums;
   int rows;
 
-  BANTAM_INLINE TileRows(const ActRows& a, int tile, int column) : rows(tile_rows(a.n_rows)) {
+  TileRows() = default;
+  BANTAM_INLINE TileRows(const ActRows& a, int tile, int column) {
+    rows = tile_rows(a.n_rows);
     const int64_t at = int64_t{tile} * rows * a.n_cols + int64_t{column} * rows;
     q = a.q + at;
     low = a.low == nullptr ? nullptr : a.low + at;
@@ -167,51 +157,64 @@ struct TileRows {
   }
 };
 
-// The sums of block B and group G of a step, whose weights are in tiles, for one tile of rows:
-// sums[Planes][256].
-template <int Block, int Planes, int G, int B>
-BANTAM_INLINE void tile_sums(const TileRows& a, int32_t* sums) {
+// A step's sums: [kPassTiles][blocks][Planes][256]. The products come first, for all tiles of rows,
+// then the ends of the blocks: while tiles are multiplied VMULPS, VFMADD and VCVTDQ2PS have one
+// unit instead of two.
+//
+// The products of block B for Tiles tiles of rows. A product's sums (tile N % 4, two with --act
+// i16) are stored after the next but one (the next) has begun: 22 cycles for load, product and
+// store, 31 in pairs, 52 one after the other (Xeon, blocks of 32 columns, data in L1).
+template <int Block, int Planes, int Tiles, int B>
+BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int32_t* sums,
+                                  bool last) {
   typedef TileShape<Block, Planes> Shape;
-  constexpr int depth = Shape::depth, weights = 4 + (G * Shape::blocks + B) * Shape::slices;
-  const int slice = a.rows * depth;
-  const int8_t* q = a.q + B * a.rows * Block;
-  if constexpr (Planes == 1 && Shape::slices == 2) {
-    if (G == 0) tile_load<2>(q, depth);
-    if (G == 0) tile_load<3>(q + slice, depth);
-    tile_zero<G>();
-    tile_product<G, 2, weights>();
-    tile_product<G, 3, weights + 1>();
-    tile_store<G>(sums);
-  } else if constexpr (Planes == 1) {
-    constexpr int x = 2 + B % 2, c = B % 2;
-    tile_load<x>(q, depth);
-    tile_zero<c>();
-    tile_product<c, x, weights>();
-    tile_store<c>(sums);
-  } else {
-    const int8_t* low = a.low + B * a.rows * Block;
-    tile_load<2>(q, depth);
-    tile_load<3>(low, depth);
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_product<0, 2, weights>();
-    tile_product<1, 3, weights>();
-    if constexpr (Shape::slices == 2) {
-      tile_load<2>(q + slice, depth);
-      tile_load<3>(low + slice, depth);
-      tile_product<0, 2, weights + 1>();
-      tile_product<1, 3, weights + 1>();
+  constexpr int late = Planes == 1 ? 2 : 1;
+  tile_load<6>(codes, 64);
+  if constexpr (Shape::slices == 2) tile_load<7>(codes + 1024, 64);
+  const auto store = [&](auto sequence) __attribute__((always_inline)) {
+    constexpr int n = decltype(sequence)::value;
+    if constexpr (n >= 0) {
+      int32_t* to = sums + (n % Tiles * Shape::blocks + n / Tiles) * Planes * 256;
+      tile_store<Planes == 1 ? n % 4 : n % 2 * 2>(to);
+      if constexpr (Planes == 2) tile_store<n % 2 * 2 + 1>(to + 256);
     }
-    tile_store<0>(sums);
-    tile_store<1>(sums + 256);
-  }
+  };
+  unrolled<Tiles>([&](auto number) __attribute__((always_inline)) {
+    constexpr int t = decltype(number)::value, n = B * Tiles + t;
+    constexpr int c = Planes == 1 ? n % 4 : n % 2 * 2;
+    const int slice = a[t].rows * Shape::depth, at = B * a[t].rows * Block;
+    tile_load<4>(a[t].q + at, Shape::depth);
+    if constexpr (Planes == 2) {
+      tile_load<5>(a[t].low + at, Shape::depth);
+    } else if constexpr (Shape::slices == 2) {
+      tile_load<5>(a[t].q + at + slice, Shape::depth);
+    }
+    tile_zero<c>();
+    tile_product<c, 4, 6>();
+    if constexpr (Planes == 2) {
+      tile_zero<c + 1>();
+      tile_product<c + 1, 5, 6>();
+      if constexpr (Shape::slices == 2) {
+        tile_load<4>(a[t].q + at + slice, Shape::depth);
+        tile_load<5>(a[t].low + at + slice, Shape::depth);
+        tile_product<c, 4, 7>();
+        tile_product<c + 1, 5, 7>();
+      }
+    } else if constexpr (Shape::slices == 2) {
+      tile_product<c, 5, 7>();
+    }
+    store(Constant<n - late>());
+  });
+  if (!last) return;
+  constexpr int end = (B + 1) * Tiles;
+  if constexpr (late == 2) store(Constant<end - 2>());
+  store(Constant<end - 1>());
 }
 
 // Ends one block of a tile of Rows rows (0: of a.rows); y[16], d_a and sum_a of the block.
 template <class F, int Block, int Planes, int Rows>
 BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* sums,
                                   const float* d_a, const int32_t* sum_a, int rows, Floats* y) {
-  constexpr bool small = int64_t{F::largest} * (Planes == 2 ? 32512 : 128) * Block < 1 << 22;
   // Sums as floats, for all rows at once; those of Q4_K are multiplied as integers first.
   alignas(64) float sums_a[kTileRows];
   if constexpr (F::minimum) {
@@ -227,7 +230,7 @@ BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* s
     if constexpr (Planes == 2) {
       dot = i_add(i_shift_left<8>(dot), _mm512_load_si512(sums + 256 + 16 * t));
     }
-    y[t] = scales.template end<small>(dot, f_set(d_a[t]), sums_a + t, y[t]);
+    y[t] = scales.end(dot, f_set(d_a[t]), sums_a + t, y[t]);
   };
   if constexpr (Rows == 0) {
     for (int t = 0; t < rows; ++t) end(t);
@@ -236,99 +239,84 @@ BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* s
   }
 }
 
-// One step: up to Shape::blocks activation blocks from `column` on of up to Shape::groups groups.
+// One step: up to Shape::blocks activation blocks of one group.
 template <class F, int Block, int Planes>
 struct TileStep {
   typedef TileShape<Block, Planes> Shape;
-  static constexpr int n = Shape::groups * Shape::blocks;
-  alignas(64) std::byte codes[n][Shape::code_bytes];
-  alignas(64) int32_t sums[2][n][Planes * 256];
-  BlockScales<F> scales[n];
-  int column, n_blocks;
+  alignas(64) std::byte codes[Shape::blocks][Shape::code_bytes];
+  alignas(64) int32_t sums[kPassTiles * Shape::blocks * Planes * 256];
+  BlockScales<F> scales[Shape::blocks];
+  int n_blocks;
 
-  BANTAM_INLINE void load(const std::byte* const* groups, int64_t group_bytes, int first_column,
-                          int n_cols) {
-    column = first_column;
+  // The weights from `column` on. ahead: bytes from the group to the one that is asked for
+  // meanwhile.
+  BANTAM_INLINE void load(const std::byte* group, int64_t ahead, int column, int n_cols) {
     n_blocks = (n_cols - column) / Block;
     if (n_blocks > Shape::blocks) n_blocks = Shape::blocks;
-    unrolled<n>([&](auto number) __attribute__((always_inline)) {
-      constexpr int i = decltype(number)::value, tile = 4 + i * Shape::slices;
-      if (i % Shape::blocks >= n_blocks) return;
-      const int c = column + i % Shape::blocks * Block, sub = c % F::values / Block;
-      const std::byte* block = groups[i / Shape::blocks] + int64_t{c} / F::values * F::block_bytes;
-      // As many bytes of the groups that follow; beyond the last ones it asks in vain.
+    unrolled<Shape::blocks>([&](auto number) __attribute__((always_inline)) {
+      constexpr int b = decltype(number)::value;
+      if (b >= n_blocks) return;
+      const int c = column + b * Block, sub = c % F::values / Block;
+      const std::byte* block = group + int64_t{c} / F::values * F::block_bytes;
       constexpr int bytes = Block * F::block_bytes / F::values;
       for (int at = sub * bytes; at < (sub + 1) * bytes; at += 64) {
-        __builtin_prefetch(block + Shape::groups * group_bytes + at, 0, 2);
+        __builtin_prefetch(block + ahead + at, 0, 2);
       }
-      take_apart<F, Block>(block + sub * (Block / (4 * F::quads_per_word) * 64), codes[i]);
-      scales[i].load(block, sub);
-      tile_load<tile>(codes[i], 64);
-      if constexpr (Shape::slices == 2) tile_load<tile + 1>(codes[i] + 1024, 64);
+      take_apart<F, Block>(block + sub * (Block / (4 * F::quads_per_word) * 64), codes[b]);
+      scales[b].load(block, sub);
     });
   }
-  // Ends one tile of rows, y[groups][kPassRows][16], while the products of the next are under way:
-  // in turns, for what waits for a product holds what follows it.
-  template <int Rows, bool Now, bool Next>
-  BANTAM_INLINE void turn(const ActRows& a, int tile, float* y) {
-    const TileRows now(a, Now ? tile : tile + 1, column);
-    const TileRows next(a, Next ? tile + 1 : tile, column);
-    unrolled<Shape::groups>([&](auto group) __attribute__((always_inline)) {
-      constexpr int g = decltype(group)::value;
-      float* to = y + g * kPassRows * 16;
-      Floats value[16];
-      const int rows = Rows == 0 ? now.rows : Rows;
-      for (int t = 0; Now && t < rows; ++t) value[t] = f_load(to + 16 * t);
-      unrolled<Shape::blocks>([&](auto number) __attribute__((always_inline)) {
-        constexpr int b = decltype(number)::value, i = g * Shape::blocks + b;
-        if (b >= n_blocks) return;
-        if constexpr (Next) tile_sums<Block, Planes, g, b>(next, sums[(tile + 1) & 1][i]);
-        if constexpr (!Now) return;
-        const int32_t* sum_a = F::minimum ? now.sums + b * now.rows : nullptr;
-        end_block_tile<F, Block, Planes, Rows>(scales[i], sums[tile & 1][i], now.d + b * now.rows,
-                                               sum_a, now.rows, value);
-      });
-      for (int t = 0; Now && t < rows; ++t) f_store(to + 16 * t, value[t]);
+  template <int Tiles>
+  BANTAM_INLINE void products(const TileRows* a) {
+    unrolled<Shape::blocks>([&](auto number) __attribute__((always_inline)) {
+      constexpr int b = decltype(number)::value;
+      if (b >= n_blocks) return;
+      block_products<Block, Planes, Tiles, b>(a, codes[b], sums, b == n_blocks - 1);
     });
   }
-  // The tiles of rows [begin, end); y of `begin` first.
+  // y[kPassRows][16] after this step; Rows of every tile (0: as many as a[0] says).
   template <int Rows>
-  BANTAM_INLINE void run(const ActRows& a, int begin, int end, float* y) {
-    turn<Rows, false, true>(a, begin - 1, y);
-    for (int tile = begin; tile + 1 < end; ++tile, y += kTileRows * 16) {
-      turn<Rows, true, true>(a, tile, y);
+  BANTAM_INLINE void end(const TileRows* a, int n_tiles, float* y) const {
+    for (int t = 0; t < n_tiles; ++t, y += kTileRows * 16) {
+      const int rows = Rows == 0 ? a[t].rows : Rows;
+      Floats value[kTileRows];
+      for (int i = 0; i < rows; ++i) value[i] = f_load(y + 16 * i);
+      for (int b = 0; b < n_blocks; ++b) {
+        const int32_t* sum_a = F::minimum ? a[t].sums + b * rows : nullptr;
+        end_block_tile<F, Block, Planes, Rows>(scales[b],
+                                               sums + (t * Shape::blocks + b) * Planes * 256,
+                                               a[t].d + b * rows, sum_a, rows, value);
+      }
+      for (int i = 0; i < rows; ++i) f_store(y + 16 * i, value[i]);
     }
-    turn<Rows, true, false>(a, end - 1, y);
   }
 };
 
-// All columns of up to TileShape::groups groups from `group` on times the tiles of rows [begin,
-// end).
-template <class F, int Block, int Planes>
-inline void tile_groups(const MatmulArgs& args, int group, int begin, int end) {
+// All columns of the groups [group, group + n_groups) times the tiles of rows [begin, begin +
+// Tiles), of Rows rows (0: one tile of all rows).
+template <class F, int Block, int Planes, int Tiles, int Rows>
+inline void tile_groups(const MatmulArgs& args, int group, int n_groups, int begin) {
   typedef TileShape<Block, Planes> Shape;
   const int n = args.w->cols;
   const int64_t group_bytes = int64_t{n} / F::values * F::block_bytes;
-  const int left = args.group_end - group, n_groups = left < Shape::groups ? left : Shape::groups;
+  const std::byte* first = args.w->data + group * group_bytes;
+  // Beyond the last groups it asks in vain.
+  const int64_t ahead = kStepGroups * group_bytes;
   TileStep<F, Block, Planes> step;
-  alignas(64) float y[Shape::groups * kPassRows * 16];
-  for (int i = 0; i < Shape::groups * kPassRows; ++i) f_store(y + 16 * i, f_zero());
-  // A group that is not there repeats the last one; nobody reads its sums.
-  const std::byte* groups[Shape::groups];
-  for (int g = 0; g < Shape::groups; ++g) {
-    groups[g] = args.w->data + (group + (g < n_groups ? g : n_groups - 1)) * group_bytes;
-  }
+  alignas(64) float y[kStepGroups * kPassRows * 16];
+  for (int i = 0; i < n_groups * kPassRows; ++i) f_store(y + 16 * i, f_zero());
   for (int c = 0; c < n; c += Shape::blocks * Block) {
-    step.load(groups, group_bytes, c, n);
-    if (args.a.n_rows >= kTileRows) {
-      step.template run<kTileRows>(args.a, begin, end, y);
-    } else {
-      step.template run<0>(args.a, begin, end, y);
+    TileRows a[Tiles];
+    for (int t = 0; t < Tiles; ++t) a[t] = TileRows(args.a, begin + t, c);
+    for (int g = 0; g < n_groups; ++g) {
+      step.load(first + g * group_bytes, ahead, c, n);
+      step.template products<Tiles>(a);
+      step.template end<Rows>(a, Tiles, y + g * kPassRows * 16);
     }
   }
   const int t0 = begin * kTileRows, n_rows = args.a.n_rows - t0;
-  for (int g = 0; g < n_groups; ++g) {
-    for (int t = 0; t < n_rows && t < kPassRows; ++t) {
+  for (int t = 0; t < n_rows && t < Tiles * kTileRows; ++t) {
+    for (int g = 0; g < n_groups; ++g) {
       store_rows(args, group + g, t0 + t, f_load(y + (g * kPassRows + t) * 16));
     }
   }
@@ -338,11 +326,22 @@ template <class F, int Block, int Planes>
 inline void tile_matmul(const MatmulArgs& args) {
   typedef TileShape<Block, Planes> Shape;
   const int rows = tile_rows(args.a.n_rows), n_tiles = (args.a.n_rows + rows - 1) / rows;
-  constexpr int pass = kPassRows / kTileRows;
-  configure_tiles(rows, Shape::depth, Shape::weights);
-  for (int g = args.group_begin; g < args.group_end; g += Shape::groups) {
-    for (int tile = 0; tile < n_tiles; tile += pass) {
-      tile_groups<F, Block, Planes>(args, g, tile, tile + pass < n_tiles ? tile + pass : n_tiles);
+  configure_tiles(rows, Shape::depth);
+  for (int g = args.group_begin; g < args.group_end; g += kStepGroups) {
+    const int left = args.group_end - g, n_groups = left < kStepGroups ? left : kStepGroups;
+    for (int tile = 0; tile < n_tiles; tile += kPassTiles) {
+      const int n = n_tiles - tile;
+      if (rows < kTileRows) {
+        tile_groups<F, Block, Planes, 1, 0>(args, g, n_groups, tile);
+      } else if (n == 1) {
+        tile_groups<F, Block, Planes, 1, kTileRows>(args, g, n_groups, tile);
+      } else if (n == 2) {
+        tile_groups<F, Block, Planes, 2, kTileRows>(args, g, n_groups, tile);
+      } else if (n == 3) {
+        tile_groups<F, Block, Planes, 3, kTileRows>(args, g, n_groups, tile);
+      } else {
+        tile_groups<F, Block, Planes, 4, kTileRows>(args, g, n_groups, tile);
+      }
     }
   }
   release_tiles();
@@ -385,14 +384,14 @@ void put_tiles(Kernels& table) {
 
 int64_t dot_rate_tiles(int64_t steps) {
   alignas(64) static constexpr int8_t ones[1024] = {1, 1, 1};
-  configure_tiles(kTileRows, 64, 4);
-  tile_load<2>(ones, 64);
+  configure_tiles(kTileRows, 64);
   tile_load<4>(ones, 64);
+  tile_load<6>(ones, 64);
   tile_zero<0>();
   tile_zero<1>();
   for (int64_t i = 0; i < steps; ++i) {
-    tile_product<0, 2, 4>();
-    tile_product<1, 2, 4>();
+    tile_product<0, 4, 6>();
+    tile_product<1, 4, 6>();
   }
   release_tiles();
   return steps * 2 * 16384;
