@@ -788,7 +788,8 @@ std::vector<float> special_row(Random& random, int kind, int n) {
   }
   if (kind % 16 == 1) x[random() % x.size()] = -127.0f;  // d = 1
   if (kind % 16 == 9) {  // ties of other scales, some of them a bit off
-    const float scale = std::fabs(random_normal(random)) + 1e-3f;
+    float scale = std::fabs(random_normal(random)) + 1e-3f;
+    if (kind % 32 == 25) scale = std::ldexp(scale, static_cast<int>(random() % 215) - 98);
     for (float& v : x) {
       v *= scale;
       if (random() % 2 != 0) v = std::nextafter(v, random() % 2 != 0 ? 1e30f : -1e30f);

@@ -111,11 +111,15 @@ void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Opera
 void CpuBackend::put_in_tiles(const Rounding& to, int n_rows, int row,
                               const ThreadScratch& scratch) {
   const int n = to.n, depth = tile_depth(to.block), rows = tile_rows(n_rows);
-  const auto bytes = static_cast<size_t>(depth);
+  CHECK(depth == 32 || depth == 64);
+  // Of constant size, or each is a call.
+  const auto copy = [&](int8_t* out, const int8_t* codes) {
+    depth == 32 ? std::memcpy(out, codes, 32) : std::memcpy(out, codes, 64);
+  };
   int64_t place = tile_offset(n_rows, n, depth, row, 0);
   for (int c = 0; c < n; c += depth, place += int64_t{rows} * depth) {
-    std::memcpy(inputs_.q + place, scratch.codes + c, bytes);
-    if (to.wide) std::memcpy(inputs_.low + place, scratch.codes + shape_.max_cols + c, bytes);
+    copy(inputs_.q + place, scratch.codes + c);
+    if (to.wide) copy(inputs_.low + place, scratch.codes + shape_.max_cols + c);
   }
   place = tile_offset(n_rows, n / to.block, 1, row, 0);
   for (int b = 0; b < n / to.block; ++b, place += rows) {

@@ -171,6 +171,19 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
   }
 }
 
+// Lanes 2 i and 2 i + 1 change places.
+BANTAM_INLINE Floats f_neighbours(Floats x) {
+  return {{_mm256_permute_ps(x.v[0], 0xb1), _mm256_permute_ps(x.v[1], 0xb1)}};
+}
+// Eight floats, each in two neighbouring lanes.
+BANTAM_INLINE Floats f_twice(const float* p) {
+  const __m256i lane = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  const auto half = [&](const float* at) {
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(at)), lane);
+  };
+  return {{half(p), half(p + 4)}};
+}
+
 // ---- int32
 
 BANTAM_INLINE Ints i_set(int32_t x) { return {{_mm256_set1_epi32(x), _mm256_set1_epi32(x)}}; }

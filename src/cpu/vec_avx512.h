@@ -117,6 +117,13 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
   const Mask upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(Stride));
   return _mm512_mask_sub_ps(_mm512_add_ps(x, partner), upper, partner, x);
 }
+// Lanes 2 i and 2 i + 1 change places.
+BANTAM_INLINE Floats f_neighbours(Floats x) { return _mm512_permute_ps(x, 0xb1); }
+// Eight floats, each in two neighbouring lanes.
+BANTAM_INLINE Floats f_twice(const float* p) {
+  const __m512i lane = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  return _mm512_permutexvar_ps(lane, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+}
 
 BANTAM_INLINE Mask m_equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 BANTAM_INLINE Mask m_equal_ints(Ints a, Ints b) { return _mm512_cmpeq_epi32_mask(a, b); }

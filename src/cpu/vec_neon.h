@@ -198,6 +198,17 @@ BANTAM_INLINE Floats f_butterfly(Floats x) {
   }
 }
 
+// Lanes 2 i and 2 i + 1 change places.
+BANTAM_INLINE Floats f_neighbours(Floats x) {
+  BANTAM_FOUR(x.v[i] = vrev64q_f32(x.v[i]));
+  return x;
+}
+// Eight floats, each in two neighbouring lanes.
+BANTAM_INLINE Floats f_twice(const float* p) {
+  const float32x4_t a = vld1q_f32(p), b = vld1q_f32(p + 4);
+  return {{vzip1q_f32(a, a), vzip2q_f32(a, a), vzip1q_f32(b, b), vzip2q_f32(b, b)}};
+}
+
 // ---- int32
 
 BANTAM_INLINE Ints i_set(int32_t x) {
