@@ -65,14 +65,15 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   const bool first = b == 0, last = b == hd / 32 - 1;
   for (int r = 0; r < args.n_rows; ++r) {
     const int8_t* q = args.q + int64_t{r} * hd + 32 * b;
-    KeyDot<Codec> dots[2];
+    KeyDot<Codec> dots[2][kSumChains];
     for (int i = 0; i < 8; ++i) {
       const Quad x = quad(q + 4 * i);
-      for (int h = 0; h < 2; ++h) dots[h].add(keys[i][h], x);
+      for (int h = 0; h < 2; ++h) dots[h][i % kSumChains].add(keys[i][h], x);
     }
     float* out = args.s + r * args.s_stride;
     for (int h = 0; h < 2; ++h) {
-      Ints dot = dots[h].sum();
+      Ints dot = dots[h][0].sum();
+      for (int k = 1; k < kSumChains; ++k) dot = i_add(dot, dots[h][k].sum());
       if constexpr (KeyDot<Codec>::bias != 0) {
         dot = i_sub(dot, i_set(sums.bias[r * (hd / 32) + b]));
       }

@@ -154,17 +154,19 @@ template <class Codec, int N>
 BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
                               int pair, int n_blocks, Floats (*out)[2]) {
   constexpr int strength = Codec::bits == 8 || kIsTable<Codec> ? 8 : 5;
-  ValueAcc sums[N][2] = {};
+  ValueAcc sums[N][2][kSumChains] = {};
   for (int i = 0; i < 8; ++i) {
     for (int n = 0; n < N; ++n) {
       const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
-      for (int h = 0; h < 2; ++h) value_add<strength>(sums[n][h], block.values[i][h], x);
+      for (int h = 0; h < 2; ++h)
+        value_add<strength>(sums[n][h][i % kSumChains], block.values[i][h], x);
     }
   }
   for (int n = 0; n < N; ++n) {
     const Floats c = f_set(weights.c[pair + n * n_blocks]);
     for (int h = 0; h < 2; ++h) {
-      Ints sum = value_sum(sums[n][h]);
+      Ints sum = value_sum(sums[n][h][0]);
+      for (int k = 1; k < kSumChains; ++k) sum = i_add(sum, value_sum(sums[n][h][k]));
       if constexpr (kValueCorrection) sum = i_add(sum, block.correction[h]);
       out[n][h] = f_fma(f_from_ints(sum), c, out[n][h]);
     }

@@ -173,6 +173,9 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
   weigh.acc = scratch.acc;
   weigh.acc_stride = acc_stride(hd);
   const int ahead = tiles_ahead(plan);
+  // Rows of a run ascend: what the first one sees, all see.
+  const bool whole = visible_in_page(step, block, 0, piece.page) == kPagePositions;
+  if (whole) std::fill_n(scratch.visible, n_queries, kTilePositions);
   Piece next;
   PageView next_view;
   for (int t = 0; t < view.n_tiles; ++t) {
@@ -180,7 +183,7 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
       next = pieces_.next(piece);
       if (next.block != nullptr) next_view = view_page(step, *next.block, next.page);
     }
-    for (int i = 0; i < n_queries; i += group) {
+    for (int i = 0; i < n_queries && !whole; i += group) {
       const int visible = visible_in_page(step, block, i, piece.page);
       const int in_tile = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
       std::fill_n(scratch.visible + i, group, in_tile);

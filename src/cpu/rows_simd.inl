@@ -207,8 +207,11 @@ void softmax_page_simd(float* s, int n_visible, float* m, float* l) {
 
 void merge_simd(int head_dim, float* m, float* l, float* acc, float m_p, float l_p,
                 const float* acc_p) {
+  // One of the two is exp(0) = 1, exactly, unless there is a NaN.
   const float top = m_p > *m ? m_p : *m;
-  const float a = exp_f32(*m - top), b = exp_f32(m_p - top);
+  const float below = *m - top, below_p = m_p - top;
+  const float a = below == 0.0f ? 1.0f : exp_f32(below);
+  const float b = below_p == 0.0f ? 1.0f : exp_f32(below_p);
   for (int i = 0; i < head_dim; i += 16) {
     f_store(acc + i, f_add(f_mul(f_load(acc + i), f_set(a)), f_mul(f_load(acc_p + i), f_set(b))));
   }
