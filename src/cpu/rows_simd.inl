@@ -67,18 +67,54 @@ void rms_norm_simd(const float* x, const float* w, int n, float eps, float* y) {
   }
 }
 
-// Rule 3: the largest magnitude of a block of n values as its scale for codes up to `top`. 0 or NaN
-// when there is nothing to round.
-BANTAM_INLINE float block_scale(const float* x, int n, float top) {
+// The magnitudes of a block of n values, as integers in their order: the largest of each lane.
+BANTAM_INLINE Ints block_largest(const float* x, int n) {
   Ints largest = i_zero();
   for (int i = 0; i < n; i += 16) {
     largest = i_max(largest, i_and(i_bits(f_load(x + i)), i_set(0x7fffffff)));
   }
-  const uint32_t bits = static_cast<uint32_t>(i_largest(largest));
+  return largest;
+}
+
+// Rule 3: the largest magnitude of a block of n values as its scale for codes up to `top`. 0 or NaN
+// when there is nothing to round.
+BANTAM_INLINE float block_scale(const float* x, int n, float top) {
+  const uint32_t bits = static_cast<uint32_t>(i_largest(block_largest(x, n)));
   if (bits >= 0x7f800000u) return float_of(0x7fc00000u);
   const float absmax = float_of(bits);
   return absmax < kTinyMagnitude ? 0.0f : absmax / top;
 }
+
+// Scales and their inverses. Of eight blocks the maxima and divisions are made together: one block
+// after the other waits for both (Xeon, 576 values in blocks of 32, see docs/PERFORMANCE.md).
+constexpr int kScalesTogether = 8;
+struct ScaleGroup {
+  float d[kScalesTogether], inverse[kScalesTogether];
+
+  // The first n blocks from x on.
+  BANTAM_INLINE ScaleGroup(const float* x, int block, int n, float top) {
+    if (n < kScalesTogether) {
+      for (int k = 0; k < n; ++k) {
+        d[k] = block_scale(x + k * block, block, top);
+        inverse[k] = 1.0f / d[k];
+      }
+      return;
+    }
+    Ints largest[kScalesTogether];
+    for (int k = 0; k < kScalesTogether; ++k) largest[k] = block_largest(x + k * block, block);
+    const Floats absmax = f_from_bits(i_largests<kScalesTogether>(largest));
+    const Mask tiny = m_less(absmax, f_set(kTinyMagnitude));
+    const Mask finite = m_less(absmax, f_set(float_of(0x7f800000u)));
+    const Floats scale = f_select(tiny, f_zero(), f_div(absmax, f_set(top)));
+    alignas(64) float scales[16], inverses[16];
+    f_store(scales, f_select(finite, scale, f_set(float_of(0x7fc00000u))));
+    f_store(inverses, f_div(f_set(1.0f), scale));
+    for (int k = 0; k < kScalesTogether; ++k) {
+      d[k] = scales[some_lane<kScalesTogether>(k)];
+      inverse[k] = inverses[some_lane<kScalesTogether>(k)];
+    }
+  }
+};
 
 // x / d, correctly rounded, for blocks of values up to `top` x d. Divisions are dear (16 values in
 // 16 cycles, Xeon), so with y = 1 / d: x y is within 2 ulp of the quotient, one correction brings
@@ -89,8 +125,8 @@ struct Divisor {
   Floats d, inverse, minus;
   bool exact_rest;
 
-  explicit BANTAM_INLINE Divisor(float value)
-      : d(f_set(value)), inverse(f_set(1.0f / value)), minus(f_set(-value)) {
+  BANTAM_INLINE Divisor(float value, float one_over)
+      : d(f_set(value)), inverse(f_set(one_over)), minus(f_set(-value)) {
     exact_rest = value >= 0x1p-90f;
   }
   BANTAM_INLINE Floats quotient(Floats x) const {
@@ -103,52 +139,71 @@ struct Divisor {
   BANTAM_INLINE Ints codes(const float* x) const { return i_round(quotient(f_load(x))); }
 };
 
+// One block; parts: sums of 16 codes, or nullptr.
+BANTAM_INLINE int32_t quantize_block(const float* x, int block, float d, float inverse, int8_t* q,
+                                     int16_t* parts) {
+  if (!(d > 0.0f)) {
+    __builtin_memset(q, 0, static_cast<size_t>(block));
+    if (parts != nullptr) __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
+    return 0;
+  }
+  const Divisor divisor(d, inverse);
+  Ints total = i_zero();
+  for (int i = 0; i < block; i += 16) {
+    const Ints code = divisor.codes(x + i);
+    i_store_bytes(q + i, code);
+    total = i_add(total, code);
+    if (parts != nullptr) parts[i / 16] = static_cast<int16_t>(i_total(code));
+  }
+  return i_total(total);
+}
+
 void quantize_simd(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
                    int16_t* sums16) {
-  for (int b = 0; b < n / block; ++b) {
-    const float* values = x + b * block;
-    int8_t* codes = q + b * block;
-    int16_t* parts = sums16 == nullptr ? nullptr : sums16 + b * block / 16;
-    d[b] = block_scale(values, block, 127.0f);
-    sums[b] = 0;
-    if (!(d[b] > 0.0f)) {
-      __builtin_memset(codes, 0, static_cast<size_t>(block));
-      if (parts != nullptr) __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
-      continue;
+  const int n_blocks = n / block;
+  for (int first = 0; first < n_blocks; first += kScalesTogether) {
+    const int left = n_blocks - first, together = left < kScalesTogether ? left : kScalesTogether;
+    const ScaleGroup scales(x + first * block, block, together, 127.0f);
+    for (int k = 0; k < together; ++k) {
+      const int b = first + k, at = b * block;
+      d[b] = scales.d[k];
+      sums[b] = quantize_block(x + at, block, scales.d[k], scales.inverse[k], q + at,
+                               sums16 == nullptr ? nullptr : sums16 + at / 16);
     }
-    const Divisor divisor(d[b]);
-    Ints total = i_zero();
-    for (int i = 0; i < block; i += 16) {
-      const Ints code = divisor.codes(values + i);
-      i_store_bytes(codes + i, code);
-      total = i_add(total, code);
-      if (parts != nullptr) parts[i / 16] = static_cast<int16_t>(i_total(code));
-    }
-    sums[b] = i_total(total);
   }
+}
+
+BANTAM_INLINE int32_t quantize16_block(const float* x, int block, float d, float inverse,
+                                       int8_t* high, int8_t* low) {
+  if (!(d > 0.0f)) {
+    __builtin_memset(high, 0, static_cast<size_t>(block));
+    __builtin_memset(low, 0, static_cast<size_t>(block));
+    return 0;
+  }
+  const Divisor divisor(d, inverse);
+  Ints total = i_zero();
+  for (int i = 0; i < block; i += 16) {
+    const Ints code = divisor.codes(x + i);
+    const Ints upper = i_shift_right<8>(i_add(code, i_set(128)));
+    i_store_bytes(high + i, upper);
+    i_store_bytes(low + i, i_sub(code, i_shift_left<8>(upper)));
+    total = i_add(total, code);
+  }
+  return i_total(total);
 }
 
 void quantize16_simd(const float* x, int n, int block, int8_t* high, int8_t* low, float* d,
                      int32_t* sums) {
-  for (int b = 0; b < n / block; ++b) {
-    const int at = b * block;
-    d[b] = block_scale(x + at, block, 32512.0f);
-    sums[b] = 0;
-    if (!(d[b] > 0.0f)) {
-      __builtin_memset(high + at, 0, static_cast<size_t>(block));
-      __builtin_memset(low + at, 0, static_cast<size_t>(block));
-      continue;
+  const int n_blocks = n / block;
+  for (int first = 0; first < n_blocks; first += kScalesTogether) {
+    const int left = n_blocks - first, together = left < kScalesTogether ? left : kScalesTogether;
+    const ScaleGroup scales(x + first * block, block, together, 32512.0f);
+    for (int k = 0; k < together; ++k) {
+      const int b = first + k, at = b * block;
+      d[b] = scales.d[k];
+      sums[b] =
+          quantize16_block(x + at, block, scales.d[k], scales.inverse[k], high + at, low + at);
     }
-    const Divisor divisor(d[b]);
-    Ints total = i_zero();
-    for (int i = at; i < at + block; i += 16) {
-      const Ints code = divisor.codes(x + i);
-      const Ints upper = i_shift_right<8>(i_add(code, i_set(128)));
-      i_store_bytes(high + i, upper);
-      i_store_bytes(low + i, i_sub(code, i_shift_left<8>(upper)));
-      total = i_add(total, code);
-    }
-    sums[b] = i_total(total);
   }
 }
 
