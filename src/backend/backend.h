@@ -111,6 +111,8 @@ class Backend {
   // Counts the changes of the packed layout: packed bytes of another version are of no use.
   virtual int pack_version() const = 0;
   virtual int64_t scratch_bytes(const ComputeShape& shape) const = 0;
+  // Products are best of a multiple of so many rows.
+  virtual int row_step() const = 0;
 
   // ---- memory: zeroed, resident, 64-byte aligned, freed with the backend
   virtual Result<std::byte*> allocate(int64_t bytes, const char* what) = 0;

@@ -90,6 +90,13 @@ int64_t CpuBackend::own_table_bytes(const ComputeShape& shape) const {
   return looks_up() ? table_bytes(shape.max_cols, shape.wide ? 3 : 2) : 0;
 }
 
+// A tile of which half the rows are missing costs as much as a whole one: 1.7B, Xeon with AMX, 56
+// and 48 rows: 376, 381 and 434, 418 tok/s.
+int CpuBackend::row_step() const {
+  const SeveralRows& several = kernels_.weight[static_cast<int>(WeightType::q1_0)].several;
+  return several.order == ActOrder::tiles ? kTileRows : 8;
+}
+
 int64_t CpuBackend::scratch_bytes(const ComputeShape& shape) const {
   return input_bytes(shape) + query_bytes(shape) +
          thread_bytes(shape, own_table_bytes(shape)) * pool_.size();

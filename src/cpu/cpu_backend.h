@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
   int64_t matrix_bytes(WeightType type, int rows, int cols) const override;
   int pack_version() const override { return kPackVersion; }
   int64_t scratch_bytes(const ComputeShape& shape) const override;
+  int row_step() const override;
 
   Result<std::byte*> allocate(int64_t bytes, const char* what) override;
   Status reserve(const ComputeShape& shape) override;

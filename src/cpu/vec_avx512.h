@@ -41,8 +41,8 @@ constexpr int kChains = 4;
 constexpr int kSumsInFlight = 16;  // chains of all sums together, with several rows
 // Rows of u8 weights whose products overlap.
 constexpr int kWeighRows = 2;
-// Chains of a sum of eight products in attention: one of eight would fill the scheduler with waiting
-// products. Xeon, one thread, 64 rows, 1, 2, 4 chains: q8_0 scores 148, 168, 158 GMAC/s, weighted
+// Chains of a sum of eight products in attention: a single one fills the scheduler with products
+// that wait. Xeon, one thread, 64 rows, 1, 2, 4 chains: q8_0 scores 148, 168, 158 GMAC/s, weighted
 // sums (two rows overlap) 99 and 104.
 constexpr int kSumChains = 2;
 // Vectors of float keys and of float channels that are summed at a time.

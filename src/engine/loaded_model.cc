@@ -112,7 +112,10 @@ void choose_rows(const EngineOptions& options, Planned& planned) {
     const int64_t logits = int64_t{o.max_logit_rows} * planned.config.n_vocab * 4;
     return Model::compute_bytes(planned.config, o, *planned.backend) - logits;
   };
-  while (o.max_rows > std::max(options.n_slots, 16) && bytes() > kComputeBudget) o.max_rows -= 8;
+  const int step = planned.backend->row_step();
+  while (o.max_rows > std::max(options.n_slots, 16) && bytes() > kComputeBudget) {
+    o.max_rows = (o.max_rows - 1) / step * step;
+  }
   o.max_rows = std::min(most, std::max(o.max_rows, options.n_slots));
 }
 
