@@ -49,14 +49,17 @@ BANTAM_INLINE void tile_product() {
 
 // ---- shapes
 
-// A step takes up to `blocks` activation blocks of one group of 16 rows of weights, with 8 KiB of
-// sums at most, and kStepGroups groups take their steps over the same columns, whose activations so
-// stay in L1 with 16 KiB of running sums for 64 rows. Twice the blocks were 5 to 10 % slower, four
-// times half as fast (Xeon, one thread, a neighbour in the same caches).
-template <int Block, int Planes>
+// A step takes up to `blocks` activation blocks of one group of 16 rows of weights for Tiles tiles
+// of rows, with 8 KiB of sums and of weights taken apart at most, and kStepGroups groups take their
+// steps over the same columns, whose activations so stay in L1 with 16 KiB of running sums for 64
+// rows. Twice the blocks were 5 to 10 % slower, four times half as fast (Xeon, 64 rows, one thread,
+// a neighbour in the same caches); with one tile two blocks instead of eight were 10 to 40 %
+// slower.
+template <int Block, int Planes, int Tiles>
 struct TileShape {
   static constexpr int depth = Block < 64 ? Block : 64, slices = Block / depth;
-  static constexpr int blocks = 2 / Planes;
+  static constexpr int by_sums = 8 / (Tiles * Planes), most = Block == 32 ? 8 : 4;
+  static constexpr int blocks = by_sums < 1 ? 1 : by_sums < most ? by_sums : most;
   static constexpr int code_bytes = Block * 16;  // of a block, taken apart
 };
 constexpr int kStepGroups = 4;
@@ -157,7 +160,7 @@ struct TileRows {
   }
 };
 
-// A step's sums: [kPassTiles][blocks][Planes][256]. The products come first, for all tiles of rows,
+// A step's sums: [Tiles][blocks][Planes][256]. The products come first, for all tiles of rows,
 // then the ends of the blocks: while tiles are multiplied VMULPS, VFMADD and VCVTDQ2PS have one
 // unit instead of two.
 //
@@ -167,7 +170,7 @@ struct TileRows {
 template <int Block, int Planes, int Tiles, int B>
 BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int32_t* sums,
                                   bool last) {
-  typedef TileShape<Block, Planes> Shape;
+  typedef TileShape<Block, Planes, Tiles> Shape;
   constexpr int late = Planes == 1 ? 2 : 1;
   tile_load<6>(codes, 64);
   if constexpr (Shape::slices == 2) tile_load<7>(codes + 1024, 64);
@@ -240,11 +243,11 @@ BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* s
 }
 
 // One step: up to Shape::blocks activation blocks of one group.
-template <class F, int Block, int Planes>
+template <class F, int Block, int Planes, int Tiles>
 struct TileStep {
-  typedef TileShape<Block, Planes> Shape;
+  typedef TileShape<Block, Planes, Tiles> Shape;
   alignas(64) std::byte codes[Shape::blocks][Shape::code_bytes];
-  alignas(64) int32_t sums[kPassTiles * Shape::blocks * Planes * 256];
+  alignas(64) int32_t sums[Tiles * Shape::blocks * Planes * 256];
   BlockScales<F> scales[Shape::blocks];
   int n_blocks;
 
@@ -266,7 +269,6 @@ struct TileStep {
       scales[b].load(block, sub);
     });
   }
-  template <int Tiles>
   BANTAM_INLINE void products(const TileRows* a) {
     unrolled<Shape::blocks>([&](auto number) __attribute__((always_inline)) {
       constexpr int b = decltype(number)::value;
@@ -276,8 +278,8 @@ struct TileStep {
   }
   // y[kPassRows][16] after this step; Rows of every tile (0: as many as a[0] says).
   template <int Rows>
-  BANTAM_INLINE void end(const TileRows* a, int n_tiles, float* y) const {
-    for (int t = 0; t < n_tiles; ++t, y += kTileRows * 16) {
+  BANTAM_INLINE void end(const TileRows* a, float* y) const {
+    for (int t = 0; t < Tiles; ++t, y += kTileRows * 16) {
       const int rows = Rows == 0 ? a[t].rows : Rows;
       Floats value[kTileRows];
       for (int i = 0; i < rows; ++i) value[i] = f_load(y + 16 * i);
@@ -296,13 +298,13 @@ struct TileStep {
 // Tiles), of Rows rows (0: one tile of all rows).
 template <class F, int Block, int Planes, int Tiles, int Rows>
 inline void tile_groups(const MatmulArgs& args, int group, int n_groups, int begin) {
-  typedef TileShape<Block, Planes> Shape;
+  typedef TileShape<Block, Planes, Tiles> Shape;
   const int n = args.w->cols;
   const int64_t group_bytes = int64_t{n} / F::values * F::block_bytes;
   const std::byte* first = args.w->data + group * group_bytes;
   // Beyond the last groups it asks in vain.
   const int64_t ahead = kStepGroups * group_bytes;
-  TileStep<F, Block, Planes> step;
+  TileStep<F, Block, Planes, Tiles> step;
   alignas(64) float y[kStepGroups * kPassRows * 16];
   for (int i = 0; i < n_groups * kPassRows; ++i) f_store(y + 16 * i, f_zero());
   for (int c = 0; c < n; c += Shape::blocks * Block) {
@@ -310,8 +312,8 @@ inline void tile_groups(const MatmulArgs& args, int group, int n_groups, int beg
     for (int t = 0; t < Tiles; ++t) a[t] = TileRows(args.a, begin + t, c);
     for (int g = 0; g < n_groups; ++g) {
       step.load(first + g * group_bytes, ahead, c, n);
-      step.template products<Tiles>(a);
-      step.template end<Rows>(a, Tiles, y + g * kPassRows * 16);
+      step.products(a);
+      step.template end<Rows>(a, y + g * kPassRows * 16);
     }
   }
   const int t0 = begin * kTileRows, n_rows = args.a.n_rows - t0;
@@ -324,9 +326,8 @@ inline void tile_groups(const MatmulArgs& args, int group, int n_groups, int beg
 
 template <class F, int Block, int Planes>
 inline void tile_matmul(const MatmulArgs& args) {
-  typedef TileShape<Block, Planes> Shape;
   const int rows = tile_rows(args.a.n_rows), n_tiles = (args.a.n_rows + rows - 1) / rows;
-  configure_tiles(rows, Shape::depth);
+  configure_tiles(rows, TileShape<Block, Planes, 1>::depth);
   for (int g = args.group_begin; g < args.group_end; g += kStepGroups) {
     const int left = args.group_end - g, n_groups = left < kStepGroups ? left : kStepGroups;
     for (int tile = 0; tile < n_tiles; tile += kPassTiles) {
