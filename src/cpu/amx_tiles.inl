@@ -364,12 +364,11 @@ void matmul_tiles(const MatmulArgs& args) {
   whole ? tile_matmul<F, Whole, 1>(args) : tile_matmul<F, 32, 1>(args);
 }
 
-// A Xeon's G multiply-adds a second, two threads, rows in panels and in tiles. Q1_0, blocks of 128:
-// 3 rows 352 and 342, 4 rows 456 and 424, 5 rows 434 and 486, 8 rows 602 and 740, 64 rows 501 and
-// 1,222; PQ2_0 alike; Q2_0, blocks of 64: 4 rows 486 and 320, 6 rows 448 and 428, 8 rows 526 and
-// 536. Blocks of 32: Q1_0, 12 rows 394 and 415, 16 rows 377 and 497, 64 rows 385 and 594; Q4_1, 12
-// rows 367 and 328, 16 rows 329 and 397.
-constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 0, 16, 4, 32};
+// A Xeon's G multiply-adds a second, one thread, rows in panels and in tiles. Q1_0, blocks of 128:
+// 4 rows 189 and 172, 8 rows 245 and 374, 16 rows 286 and 584. Q2_0, blocks of 64: 4 rows 140 and
+// 114, 8 rows 209 and 248. Blocks of 32: Q1_0, 8 rows 182 and 188, 16 rows 210 and 316; Q4_1, 8
+// rows 160 and 133, 16 rows 171 and 215; more than 8 rows are two panels.
+constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 0, 10, 4, 32};
 
 template <class F, WeightType Type, int Whole, bool Wide>
 void put_tiles(Kernels& table) {
