@@ -353,6 +353,13 @@ TEST(Attend, TheBackendsThreadsDoNotChangeABit) {
       const std::vector<float> apart = attend_with(2, type, shape, heads, false);
       ASSERT_EQ(0, std::memcmp(one.data(), apart.data(), one.size() * sizeof(float)))
           << info(type).name << ": company in a step changes a bit, " << shape.n_heads << " heads";
+      // Values that are not finite reach no row before their own position, 49 in the first step.
+      const int kv_row = shape.n_kv_heads * shape.head_dim, row = shape.n_heads * shape.head_dim;
+      std::fill_n(heads.v.begin() + 49 * kv_row, kv_row, NAN);
+      const std::vector<float> spoilt = attend_with(2, type, shape, heads);
+      ASSERT_EQ(0, std::memcmp(one.data(), spoilt.data(), static_cast<size_t>(49 * row) * sizeof(float)))
+          << info(type).name << ": a later row's values are seen, " << shape.n_heads << " heads";
+      ASSERT_TRUE(std::isnan(spoilt[static_cast<size_t>(49 * row)]));
     }
   }
   EXPECT_EQ(executed, sampled() ? 4 * 3 : 4 * 3 * 3);
@@ -621,7 +628,7 @@ TEST(Rows, SoftmaxMergeRotateRopeAreTheSameBits) {
       }
       ASSERT_LE(difference / energy, 1e-12) << "rotating twice gives the row back";
     }
-    for (const auto& [head_dim, rope_dims] : {std::pair{32, 32}, {64, 64}, {96, 96}, {128, 64}, {160, 160}, {256, 256}}) {
+    for (const auto& [head_dim, rope_dims] : {std::pair{32, 32}, {32, 24}, {64, 64}, {96, 96}, {128, 64}, {160, 160}, {256, 256}}) {
       for (const bool interleaved : {false, true}) {
         std::vector<float> a(static_cast<size_t>(head_dim)), b, cos(a), sin(a);
         for (float& x : a) x = normal(random);
@@ -640,11 +647,22 @@ TEST(Rows, SoftmaxMergeRotateRopeAreTheSameBits) {
       for (float& x : acc) x = normal(random);
       for (float& x : page) x = normal(random);
       other = acc;
-      float m1 = 1.5f, l1 = 3.0f, m2 = 1.5f, l2 = 3.0f;
-      scalar.merge(head_dim, &m1, &l1, acc.data(), 2.25f, 7.0f, page.data());
-      kernels.merge(head_dim, &m2, &l2, other.data(), 2.25f, 7.0f, page.data());
-      ASSERT_EQ(acc, other);
-      ASSERT_EQ(l1, l2);
+      float l1 = 3.0f;
+      // The page's maximum above, below and equal.
+      for (const auto& [m, m_p] : {std::pair{1.5f, 2.25f}, {2.25f, 1.5f}, {0.5f, 0.5f}, {-3.0f, -200.0f}}) {
+        float m1 = m, m2 = m, l2 = l1;
+        scalar.merge(head_dim, &m1, &l1, acc.data(), m_p, 7.0f, page.data());
+        kernels.merge(head_dim, &m2, &l2, other.data(), m_p, 7.0f, page.data());
+        ASSERT_EQ(acc, other);
+        ASSERT_EQ(l1, l2);
+        ASSERT_EQ(m1, m2);
+      }
+      for (const auto& [m, m_p] : {std::pair{NAN, 1.0f}, {1.0f, NAN}, {INFINITY, INFINITY}}) {
+        std::vector<float> bad = acc;
+        float top = m, l = 3.0f;
+        kernels.merge(head_dim, &top, &l, bad.data(), m_p, 7.0f, page.data());
+        ASSERT_TRUE(std::isnan(l) && std::isnan(bad[0]) && std::isnan(bad.back()));
+      }
       scalar.finish(head_dim, acc.data(), l1, out1.data());
       kernels.finish(head_dim, acc.data(), l1, out2.data());
       ASSERT_EQ(out1, out2);

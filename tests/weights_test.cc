@@ -588,6 +588,28 @@ TEST(Weights, LookUpsOfManyGroupsAndColumns) {
   }
 }
 
+// More groups and rows than the tiles of one step and one pass, whole and ragged.
+TEST(Weights, ManyRowsOfManyGroups) {
+  const int before = n_other_rows;
+  int executed = 0;
+  unsigned seed = 200;
+  for (const bool wide : {false, true}) {
+    for (const int n_rows : {17, 48, 64, 80, 97}) {
+      for (const int rows : {150, 64}) {
+        run_case({WeightType::q1_0, rows, 384, n_rows, 128, wide, seed % 2 == 0}, seed);
+        run_case({WeightType::q1_0, rows, 640, n_rows, 32, wide, seed % 2 != 0}, seed);
+        run_case({WeightType::q2_0, rows, 320, n_rows, 64, wide, seed % 2 == 0}, seed);
+        run_case({WeightType::q4_1, rows, 288, n_rows, 32, wide, seed % 2 != 0}, seed);
+        if (HasFatalFailure()) return;
+        executed += 4;
+        ++seed;
+      }
+    }
+  }
+  EXPECT_EQ(executed, 80);
+  if (other_orders_exist()) EXPECT_GT(n_other_rows, before);
+}
+
 // One row in four parts: several groups of each, ragged or not, tables in L1 and beyond it.
 TEST(Weights, LookUpsByFour) {
   const int before = n_by_four;
@@ -806,31 +828,47 @@ TEST(Rows, Quantize16FollowsRule3) {
   for (const int block : {16, 32, 64, 128}) {
     for (int kind = 0; kind < 240; ++kind) {
       Random random(static_cast<unsigned>(kind * 1000 + block));
-      const std::vector<float> x = special_row(random, kind, block);
-      float absmax = 0;
-      bool finite = true;
-      for (const float v : x) {
-        finite = finite && std::isfinite(v);
-        absmax = std::max(absmax, std::fabs(v));
+      const int n_blocks = kind % 3 == 0 ? 1 : 7 + kind % 11;  // also 8 blocks together
+      std::vector<float> x = special_row(random, kind, block * n_blocks);
+      if (kind % 5 == 0) {  // ties of these codes, some of them a bit off
+        const float scale = std::ldexp(1.0f + static_cast<float>(random() % 1000) / 1000,
+                                       static_cast<int>(random() % 200) - 98);
+        for (float& v : x) {
+          v = (static_cast<float>(static_cast<int>(random() % 65024) - 32512) + 0.5f) * scale;
+          if (random() % 2 != 0) v = std::nextafter(v, random() % 2 != 0 ? 1e30f : -1e30f);
+        }
+        for (size_t i = 0; i < x.size(); i += static_cast<size_t>(block)) x[i] = -32512.0f * scale;
       }
-      const bool empty = !finite || absmax < 0x1p-100f;
       for (const Isa* isa : supported_isas()) {
-        Aligned<int8_t> high(block), low(block);
-        float d = -1;
-        int32_t sum = -1, expected = 0;
-        kernels_of(*isa).quantize16(x.data(), block, block, high.get(), low.get(), &d, &sum);
-        if (!finite) {
-          ASSERT_TRUE(std::isnan(d));
-        } else {
-          ASSERT_EQ(d, empty ? 0.0f : absmax / 32512.0f);
+        SCOPED_TRACE(testing::Message() << isa->name << " block " << block << " kind " << kind);
+        Aligned<int8_t> high(block * n_blocks), low(block * n_blocks);
+        Aligned<float> d(n_blocks);
+        Aligned<int32_t> sums(n_blocks);
+        kernels_of(*isa).quantize16(x.data(), block * n_blocks, block, high.get(), low.get(),
+                                    d.get(), sums.get());
+        for (int b = 0; b < n_blocks; ++b) {
+          const float* values = x.data() + b * block;
+          float absmax = 0;
+          bool finite = true;
+          for (int i = 0; i < block; ++i) {
+            finite = finite && std::isfinite(values[i]);
+            absmax = std::max(absmax, std::fabs(values[i]));
+          }
+          const bool empty = !finite || absmax < 0x1p-100f;
+          if (!finite) {
+            ASSERT_TRUE(std::isnan(d[b]));
+          } else {
+            ASSERT_EQ(d[b], empty ? 0.0f : absmax / 32512.0f);
+          }
+          int32_t expected = 0;
+          for (int i = 0; i < block; ++i) {
+            const float code = empty ? 0.0f : std::nearbyint(values[i] / d[b]);
+            const int value = 256 * high[b * block + i] + low[b * block + i];
+            ASSERT_EQ(static_cast<float>(value), std::clamp(code, -32512.0f, 32512.0f));
+            expected += value;
+          }
+          ASSERT_EQ(sums[b], expected);
         }
-        for (int i = 0; i < block; ++i) {
-          const float code = empty ? 0.0f : std::nearbyint(x[static_cast<size_t>(i)] / d);
-          const int value = 256 * high[i] + low[i];
-          ASSERT_EQ(static_cast<float>(value), std::clamp(code, -32512.0f, 32512.0f)) << isa->name;
-          expected += value;
-        }
-        ASSERT_EQ(sum, expected);
         ++executed;
       }
     }
@@ -844,7 +882,8 @@ TEST(Rows, QuantizeFollowsRule3) {
   for (const int block : {16, 32, 64, 128, 256}) {
     for (int kind = 0; kind < kinds; ++kind) {
       Random random(static_cast<unsigned>(kind * 1000 + block));
-      const int n = block * (kind % 5 < 3 ? 1 + kind % 3 : 7 + kind % 11);  // also 8 blocks together
+      // Also eight blocks together.
+      const int n = block * (kind % 5 < 3 ? 1 + kind % 3 : 7 + kind % 11);
       const std::vector<float> x = special_row(random, kind, n);
       for (const Isa* isa : supported_isas()) {
         SCOPED_TRACE(testing::Message() << isa->name << " block " << block << " kind " << kind);

@@ -145,6 +145,16 @@ MUTANTS = [
     Mutant("src/cpu/attend_pieces.cc", "", "  if (!few_) return;\n", "  return;\n", "sums of pages are added by whoever is ready", ("pieces_test",)),
     Mutant("src/cpu/attend_pieces.cc", "", "? begin + next.n_done : begin - 1", "? begin + n_own - 1 - next.n_done : begin - 1",
            "a thread takes its own blocks from the back", ("pieces_test",)),
+    # ---- chains, merges and RoPE in vectors, whole pages
+    Mutant("src/cpu/attend_scores.inl", "wide", "dot = i_add(dot, dots[h][k].sum());", "dot = dots[h][k].sum();",
+           "the first chain of a key's sum is lost"),
+    Mutant("src/cpu/rows_simd.inl", "wide", "below_p == 0.0f ? 1.0f", "below_p <= 0.0f ? 1.0f",
+           "a page below the running maximum is merged with full weight"),
+    Mutant("src/cpu/rows_simd.inl", "wide", "f_mul(f_twice(sin + i / 2), signs)", "f_mul(f_twice(sin + i / 2), f_abs(signs))",
+           "interleaved RoPE turns both of a pair by sums"),
+    Mutant("src/cpu/cpu_attend.cc", "", "visible_in_page(step, block, 0, piece.page) == kPagePositions",
+           "visible_in_page(step, block, 0, piece.page) > 0",
+           "a page that the first query sees in part counts as whole", BACKEND),
 ]
 
 SETS = {"": [], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

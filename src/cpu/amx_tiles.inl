@@ -214,7 +214,7 @@ BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int
   store(Constant<end - 1>());
 }
 
-// Ends one block of a tile of Rows rows (0: of a.rows); y[16], d_a and sum_a of the block.
+// Ends one block of a tile of Rows rows (0: of `rows`); y[16], d_a and sum_a of the block.
 template <class F, int Block, int Planes, int Rows>
 BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* sums,
                                   const float* d_a, const int32_t* sum_a, int rows, Floats* y) {

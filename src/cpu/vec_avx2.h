@@ -196,7 +196,6 @@ BANTAM_PAIR(Ints, i_and, _mm256_and_si256)
 BANTAM_PAIR(Ints, i_xor, _mm256_xor_si256)
 BANTAM_PAIR(Ints, i_max, _mm256_max_epi32)
 BANTAM_PAIR(Ints, i_max_unsigned, _mm256_max_epu32)
-BANTAM_PAIR(Ints, i_min, _mm256_min_epi32)
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
   return {{_mm256_slli_epi32(a.v[0], N), _mm256_slli_epi32(a.v[1], N)}};

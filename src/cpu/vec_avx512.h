@@ -147,7 +147,6 @@ BANTAM_INLINE Ints i_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 BANTAM_INLINE Ints i_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 BANTAM_INLINE Ints i_max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) { return _mm512_max_epu32(a, b); }
-BANTAM_INLINE Ints i_min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
   return _mm512_slli_epi32(a, N);

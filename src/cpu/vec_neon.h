@@ -228,7 +228,6 @@ BANTAM_INLINE Ints i_max_unsigned(Ints a, Ints b) {
                   vmaxq_u32(vreinterpretq_u32_s32(a.v[i]), vreinterpretq_u32_s32(b.v[i]))));
   return a;
 }
-BANTAM_MAP2(Ints, i_min, vminq_s32)
 template <int N>
 BANTAM_INLINE Ints i_shift_left(Ints a) {
   BANTAM_FOUR(a.v[i] = vshlq_n_s32(a.v[i], N));
