@@ -86,8 +86,8 @@ BANTAM_INLINE float block_scale(const float* x, int n, float top) {
 }
 
 // Scales and their inverses. Of eight blocks the maxima and divisions are made together: one block
-// after the other waits for both (Xeon, one thread, data in L1, GB/s of 5 bytes a value, blocks of 32
-// and 128: AVX2 9.3 and 12.5, 14.4 and 19.2; AVX-512 11.9 and 11.4, 19.3 and 21.1).
+// after the other waits for both (Xeon, one thread, data in L1, GB/s of 5 bytes a value, blocks of
+// 32 and 128: AVX2 9.3 and 12.5, 14.4 and 19.2; AVX-512 11.9 and 11.4, 19.3 and 21.1).
 constexpr int kScalesTogether = 8;
 struct ScaleGroup {
   float d[kScalesTogether], inverse[kScalesTogether];
@@ -119,9 +119,9 @@ struct ScaleGroup {
 
 // x / d, correctly rounded where it is at least a quarter; what is below becomes code 0 either way.
 // Divisions are dear (16 values in 16 cycles, Xeon), so with y = 1 / d: x y is within 2 ulp of the
-// quotient, one correction brings it within 1, and from there q + y (x - q d) rounds to the quotient
-// (P. Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990). That last
-// rest is exact: with d >= 2^-90 it cannot underflow.
+// quotient, one correction brings it within 1, and from there q + y (x - q d) rounds to the
+// quotient (P. Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990).
+// That last rest is exact: with d >= 2^-90 it cannot underflow.
 struct Divisor {
   Floats d, inverse, minus;
   bool exact_rest;
