@@ -595,7 +595,10 @@ TEST(Weights, ManyRowsOfManyGroups) {
   unsigned seed = 200;
   for (const bool wide : {false, true}) {
     for (const int n_rows : {17, 48, 64, 80, 97}) {
+      // Under an emulator one of the ten.
+      if (sample_every() > 1 && n_rows != 80) continue;
       for (const int rows : {150, 64}) {
+        if (sample_every() > 1 && rows != 150) continue;
         run_case({WeightType::q1_0, rows, 384, n_rows, 128, wide, seed % 2 == 0}, seed);
         run_case({WeightType::q1_0, rows, 640, n_rows, 32, wide, seed % 2 != 0}, seed);
         run_case({WeightType::q2_0, rows, 320, n_rows, 64, wide, seed % 2 == 0}, seed);
@@ -606,7 +609,7 @@ TEST(Weights, ManyRowsOfManyGroups) {
       }
     }
   }
-  EXPECT_EQ(executed, 80);
+  EXPECT_EQ(executed, sample_every() > 1 ? 8 : 80);
   if (other_orders_exist()) EXPECT_GT(n_other_rows, before);
 }
 
