@@ -52,9 +52,8 @@ BANTAM_INLINE void tile_product() {
 // A step takes up to `blocks` activation blocks of one group of 16 rows of weights for Tiles tiles
 // of rows, with 8 KiB of sums and of weights taken apart at most, and kStepGroups groups take their
 // steps over the same columns, whose activations so stay in L1 with 16 KiB of running sums for 64
-// rows. Twice the blocks were 5 to 10 % slower, four times half as fast (Xeon, 64 rows, one thread,
-// a neighbour in the same caches); with one tile two blocks instead of eight were 10 to 40 %
-// slower.
+// rows. Twice the blocks were 1 to 11 % slower, four times 40 to 45 % (Xeon, 64 rows, one thread, a
+// neighbour in the same caches); with one tile two blocks instead of eight were 1 to 40 % slower.
 template <int Block, int Planes, int Tiles>
 struct TileShape {
   static constexpr int depth = Block < 64 ? Block : 64, slices = Block / depth;
@@ -65,7 +64,7 @@ struct TileShape {
 constexpr int kStepGroups = 4;
 
 // Activation rows that share weights taken apart once.
-constexpr int kPassTiles = 4, kPassRows = kPassTiles * kTileRows;
+constexpr int kPassTiles = 4;
 
 inline void configure_tiles(int rows, int depth) {
   TileConfig config;
@@ -166,7 +165,7 @@ struct TileRows {
 //
 // The products of block B for Tiles tiles of rows. A product's sums (tile N % 4, two with --act
 // i16) are stored after the next but one (the next) has begun: 22 cycles for load, product and
-// store, 31 in pairs, 52 one after the other (Xeon, blocks of 32 columns, data in L1).
+// store, 31 in pairs (Xeon, blocks of 32 columns, data in L1).
 template <int Block, int Planes, int Tiles, int B>
 BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int32_t* sums,
                                   bool last) {
@@ -276,7 +275,7 @@ struct TileStep {
       block_products<Block, Planes, Tiles, b>(a, codes[b], sums, b == n_blocks - 1);
     });
   }
-  // y[kPassRows][16] after this step; Rows of every tile (0: as many as a[0] says).
+  // y[Tiles * kTileRows][16] after this step; Rows of every tile (0: as many as a[0] says).
   template <int Rows>
   BANTAM_INLINE void end(const TileRows* a, float* y) const {
     for (int t = 0; t < Tiles; ++t, y += kTileRows * 16) {
@@ -305,21 +304,22 @@ inline void tile_groups(const MatmulArgs& args, int group, int n_groups, int beg
   // Beyond the last groups it asks in vain.
   const int64_t ahead = kStepGroups * group_bytes;
   TileStep<F, Block, Planes, Tiles> step;
-  alignas(64) float y[kStepGroups * kPassRows * 16];
-  for (int i = 0; i < n_groups * kPassRows; ++i) f_store(y + 16 * i, f_zero());
+  constexpr int most_rows = Tiles * kTileRows;
+  alignas(64) float y[kStepGroups * most_rows * 16];
+  for (int i = 0; i < n_groups * most_rows; ++i) f_store(y + 16 * i, f_zero());
   for (int c = 0; c < n; c += Shape::blocks * Block) {
     TileRows a[Tiles];
     for (int t = 0; t < Tiles; ++t) a[t] = TileRows(args.a, begin + t, c);
     for (int g = 0; g < n_groups; ++g) {
       step.load(first + g * group_bytes, ahead, c, n);
       step.products(a);
-      step.template end<Rows>(a, y + g * kPassRows * 16);
+      step.template end<Rows>(a, y + g * most_rows * 16);
     }
   }
   const int t0 = begin * kTileRows, n_rows = args.a.n_rows - t0;
-  for (int t = 0; t < n_rows && t < Tiles * kTileRows; ++t) {
+  for (int t = 0; t < n_rows && t < most_rows; ++t) {
     for (int g = 0; g < n_groups; ++g) {
-      store_rows(args, group + g, t0 + t, f_load(y + (g * kPassRows + t) * 16));
+      store_rows(args, group + g, t0 + t, f_load(y + (g * most_rows + t) * 16));
     }
   }
 }

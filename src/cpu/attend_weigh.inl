@@ -158,8 +158,9 @@ BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<C
   for (int i = 0; i < 8; ++i) {
     for (int n = 0; n < N; ++n) {
       const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
-      for (int h = 0; h < 2; ++h)
+      for (int h = 0; h < 2; ++h) {
         value_add<strength>(sums[n][h][i % kSumChains], block.values[i][h], x);
+      }
     }
   }
   for (int n = 0; n < N; ++n) {

@@ -91,8 +91,8 @@ int64_t CpuBackend::own_table_bytes(const ComputeShape& shape) const {
 }
 
 // A tile of which half the rows are missing costs as much as a whole one. Xeon with AMX, prompts,
-// tok/s: 1.7B, 56 and 48 rows 376, 354, 381 and 434, 319, 418; 8B, 24 and 16 rows 94, 83, 82 and
-// 92, 104, 87.
+// tok/s: 1.7B, 56 and 48 rows 376, 354, 381, 380 and 434, 319, 418, 370; 8B, 24 and 16 rows 94, 83,
+// 82 and 92, 104, 87.
 int CpuBackend::row_step() const {
   const SeveralRows& several = kernels_.weight[static_cast<int>(WeightType::q1_0)].several;
   return several.order == ActOrder::tiles ? kTileRows : 8;

@@ -118,7 +118,7 @@ struct ScaleGroup {
 };
 
 // x / d, correctly rounded where it is at least a quarter; what is below becomes code 0 either way.
-// Divisions are dear (16 values in 16 cycles, Xeon), so with y = 1 / d: x y is within 2 ulp of the
+// Divisions are dear, so with y = 1 / d: x y is within 2 ulp of the
 // quotient, one correction brings it within 1, and from there q + y (x - q d) rounds to the
 // quotient (P. Markstein, Computation of elementary functions on the IBM RISC System/6000, 1990).
 // That last rest is exact: with d >= 2^-90 it cannot underflow.
