@@ -118,6 +118,7 @@ struct Activations {
   Buffer<float> x, d;
   Buffer<int8_t> q, low;
   Buffer<int32_t> sums;
+  Buffer<float> float_sums;
   Buffer<int16_t> sums16;
   Buffer<std::byte> tables;
   ActRows rows;
@@ -144,6 +145,7 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
   if (reads == Reads::floats) return a;
   a.d = buffer<float>(n / block);
   a.sums = buffer<int32_t>(n / block);
+  a.float_sums = buffer<float>(n / block);
   a.sums16 = buffer<int16_t>(n / 16);
   a.q = buffer<int8_t>(n);
   if (wide) a.low = buffer<int8_t>(n);
@@ -170,8 +172,19 @@ Activations make_activations(const Bench& b, int n_rows, int block, bool wide, R
       if (wide) a.low[to] = low[size_t(c)];
     }
   }
-  a.rows = {n_rows,         kCols,       block,          a.q.get(), a.d.get(),       a.sums.get(),
-            a.sums16.get(), a.low.get(), a.tables.get(), planes,    ActOrder::panels};
+  std::copy_n(a.sums.get(), n / block, a.float_sums.get());
+  a.rows = {n_rows,
+            kCols,
+            block,
+            a.q.get(),
+            a.d.get(),
+            a.sums.get(),
+            a.float_sums.get(),
+            a.sums16.get(),
+            a.low.get(),
+            a.tables.get(),
+            planes,
+            ActOrder::panels};
   // Scales and sums of tiles stay in the order of rows: as many reads, other products.
   if (reads == Reads::plain) a.rows.order = ActOrder::plain;
   if (reads == Reads::tiles) a.rows.order = ActOrder::tiles;

@@ -153,6 +153,7 @@ struct Activations {
   Aligned<float> x, d;
   Aligned<int8_t> q;
   Aligned<int32_t> sums;
+  Aligned<float> float_sums;
   Aligned<int16_t> sums16;
   Aligned<int8_t> low;
   std::vector<int32_t> values;  // [n_rows][cols] what was rounded, in plain order
@@ -184,6 +185,7 @@ Activations make_activations(int n_rows, int cols, int block, bool wide, Random&
                 Aligned<float>(quantized ? n / block : 0),
                 Aligned<int8_t>(quantized ? n : 0),
                 Aligned<int32_t>(quantized ? n / block : 0),
+                Aligned<float>(quantized ? n / block : 0),
                 Aligned<int16_t>(quantized ? n / 16 : 0),
                 Aligned<int8_t>(wide ? n : 0),
                 std::vector<int32_t>(static_cast<size_t>(n)),
@@ -200,8 +202,16 @@ Activations make_activations(int n_rows, int cols, int block, bool wide, Random&
     }
   }
   for (int t = 0; t < n_rows; ++t) round_row(a, n_rows, cols, block, wide, t);
-  a.rows = {n_rows,    cols,         block,          a.q.get(),
-            a.d.get(), a.sums.get(), a.sums16.get(), wide ? a.low.get() : nullptr};
+  for (int64_t b = 0; b < n / block; ++b) a.float_sums[b] = static_cast<float>(a.sums[b]);
+  a.rows = {n_rows,
+            cols,
+            block,
+            a.q.get(),
+            a.d.get(),
+            a.sums.get(),
+            a.float_sums.get(),
+            a.sums16.get(),
+            wide ? a.low.get() : nullptr};
   return a;
 }
 
@@ -290,6 +300,7 @@ struct OtherRows {
   Aligned<int8_t> q, low;
   Aligned<float> d;
   Aligned<int32_t> sums;
+  Aligned<float> float_sums;
 
   OtherRows(const Kernels& kernels, WeightType type, ActOrder order, const Activations& a,
             ActRows& rows)
@@ -297,7 +308,8 @@ struct OtherRows {
         q(int64_t{tiled_rows(a.rows.n_rows)} * a.rows.n_cols),
         low(a.rows.low == nullptr ? 0 : q.size()),
         d(q.size() / a.rows.block),
-        sums(d.size()) {
+        sums(d.size()),
+        float_sums(d.size()) {
     rows = a.rows;
     const bool alone = rows.n_rows == 1;
     rows.order = order;
@@ -305,7 +317,8 @@ struct OtherRows {
     rows.q = q.get();
     rows.d = d.get();
     // Not to be read where codes are signed.
-    rows.sums = type == WeightType::q1_0 ? nullptr : sums.get();
+    rows.sums = type == WeightType::q1_0 || order == ActOrder::tiles ? nullptr : sums.get();
+    rows.float_sums = type == WeightType::q1_0 ? nullptr : float_sums.get();
     rows.low = a.rows.low == nullptr ? nullptr : low.get();
     if (!alone) return;
     rows.planes = rows.low == nullptr ? 2 : 3;
@@ -320,7 +333,7 @@ struct OtherRows {
     const ActRows& rows = a.rows;
     std::memset(q.get(), 0x5a, static_cast<size_t>(q.size()));
     std::memset(low.get(), 0x5a, static_cast<size_t>(low.size()));
-    for (int64_t i = 0; i < d.size(); ++i) d[i] = std::nanf("");
+    for (int64_t i = 0; i < d.size(); ++i) d[i] = float_sums[i] = std::nanf("");
     for (int t = 0; t < rows.n_rows; ++t) {
       for (int c = 0; c < rows.n_cols; ++c) {
         const int64_t from = act_offset(rows.n_rows, rows.n_cols, t, c);
@@ -336,6 +349,7 @@ struct OtherRows {
             tiles ? tile_offset(rows.n_rows, n_blocks, 1, t, b) : int64_t{t} * n_blocks + b;
         d[to] = rows.d[int64_t{t} * n_blocks + b];
         sums[to] = rows.sums[int64_t{t} * n_blocks + b];
+        float_sums[to] = rows.float_sums[int64_t{t} * n_blocks + b];
       }
     }
   }

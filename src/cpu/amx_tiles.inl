@@ -112,25 +112,24 @@ BANTAM_INLINE void take_apart(const std::byte* words, std::byte* out) {
 // What belongs to one activation block of 16 rows of weights.
 template <class F>
 struct BlockScales {
-  Floats d, m;
-  Ints sub_d, sub_m;
+  Floats d, m, sub_d, sub_m;
 
   BANTAM_INLINE void load(const std::byte* block, int sub) {
     d = f_halves(block + F::scales);
     if constexpr (F::minimum) m = f_halves(block + F::scales + 32);
     if constexpr (F::sub_scales) {
-      sub_d = q4_k_lanes(block, sub, 0);
-      sub_m = q4_k_lanes(block, sub, 1);
+      sub_d = f_from_ints(q4_k_lanes(block, sub, 0));
+      sub_m = f_from_ints(q4_k_lanes(block, sub, 1));
       m = f_sub(f_set(-0.0f), m);
     }
   }
-  // y after this block. sum_a: the sum of the activations, as F wants it.
+  // y after this block; sum_a: the sum of the activations. As end_block.
   BANTAM_INLINE Floats end(Ints dot, Floats d_a, const float* sum_a, Floats y) const {
-    if constexpr (F::sub_scales) dot = i_mul(dot, sub_d);
-    y = f_fma(f_from_ints(dot), f_mul(d, d_a), y);
+    Floats s = f_from_ints(dot);
+    if constexpr (F::sub_scales) s = f_mul(s, sub_d);
+    y = f_fma(s, f_mul(d, d_a), y);
     if constexpr (F::sub_scales) {
-      const Ints minimum = i_mul(sub_m, i_bits(f_set(*sum_a)));
-      y = f_fma(f_from_ints(minimum), f_mul(m, d_a), y);
+      y = f_fma(f_mul(sub_m, f_set(*sum_a)), f_mul(m, d_a), y);
     } else if constexpr (F::minimum) {
       y = f_fma(f_set(*sum_a), f_mul(m, d_a), y);
     }
@@ -145,7 +144,7 @@ struct TileRows {
   const int8_t* q;
   const int8_t* low;
   const float* d;
-  const int32_t* sums;
+  const float* sums;
   int rows;
 
   TileRows() = default;
@@ -155,7 +154,7 @@ struct TileRows {
     q = a.q + at;
     low = a.low == nullptr ? nullptr : a.low + at;
     d = a.d + at / a.block;
-    sums = a.sums == nullptr ? nullptr : a.sums + at / a.block;
+    sums = a.float_sums == nullptr ? nullptr : a.float_sums + at / a.block;
   }
 };
 
@@ -216,23 +215,13 @@ BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int
 // Ends one block of a tile of Rows rows (0: of `rows`); y[16], d_a and sum_a of the block.
 template <class F, int Block, int Planes, int Rows>
 BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* sums,
-                                  const float* d_a, const int32_t* sum_a, int rows, Floats* y) {
-  // Sums as floats, for all rows at once; those of Q4_K are multiplied as integers first.
-  alignas(64) float sums_a[kTileRows];
-  if constexpr (F::minimum) {
-    const Ints x = rows == kTileRows
-                       ? _mm512_loadu_si512(sum_a)
-                       : i_bits(f_load_n(reinterpret_cast<const float*>(sum_a), rows));
-    f_store(sums_a, F::sub_scales ? f_from_bits(x) : f_from_ints(x));
-    // To be broadcast by loads, not by shuffles.
-    asm volatile("" : : "r"(sums_a) : "memory");
-  }
+                                  const float* d_a, const float* sum_a, int rows, Floats* y) {
   const auto end = [&](int t) __attribute__((always_inline)) {
     Ints dot = _mm512_load_si512(sums + 16 * t);
     if constexpr (Planes == 2) {
       dot = i_add(i_shift_left<8>(dot), _mm512_load_si512(sums + 256 + 16 * t));
     }
-    y[t] = scales.end(dot, f_set(d_a[t]), sums_a + t, y[t]);
+    y[t] = scales.end(dot, f_set(d_a[t]), sum_a + t, y[t]);
   };
   if constexpr (Rows == 0) {
     for (int t = 0; t < rows; ++t) end(t);
@@ -283,7 +272,7 @@ struct TileStep {
       Floats value[kTileRows];
       for (int i = 0; i < rows; ++i) value[i] = f_load(y + 16 * i);
       for (int b = 0; b < n_blocks; ++b) {
-        const int32_t* sum_a = F::minimum ? a[t].sums + b * rows : nullptr;
+        const float* sum_a = F::minimum ? a[t].sums + b * rows : nullptr;
         end_block_tile<F, Block, Planes, Rows>(scales[b],
                                                sums + (t * Shape::blocks + b) * Planes * 256,
                                                a[t].d + b * rows, sum_a, rows, value);
@@ -368,7 +357,7 @@ void matmul_tiles(const MatmulArgs& args) {
 // 4 rows 189 and 172, 8 rows 245 and 374, 16 rows 286 and 584. Q2_0, blocks of 64: 4 rows 140 and
 // 114, 8 rows 209 and 248. Blocks of 32: Q1_0, 8 rows 182 and 188, 16 rows 210 and 316; Q4_1, 8
 // rows 160 and 133, 16 rows 171 and 215; more than 8 rows are two panels.
-constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 0, 10, 4, 32};
+constexpr SeveralRows kSeveralByTiles{ActOrder::tiles, 1, 0, 10, 1, 32};
 
 template <class F, WeightType Type, int Whole, bool Wide>
 void put_tiles(Kernels& table) {

@@ -21,7 +21,7 @@ int query_rows(const ComputeShape& shape) {
 
 int64_t input_bytes(const ComputeShape& s) {
   const int64_t values = int64_t{tiled_rows(s.max_rows)} * s.max_cols;
-  return aligned(values) * (s.wide ? 2 : 1) + 2 * aligned(values / 32 * 4 + 64) +
+  return aligned(values) * (s.wide ? 2 : 1) + 3 * aligned(values / 32 * 4 + 64) +
          aligned(values / 16 * 2 + 64);
 }
 
@@ -36,7 +36,7 @@ int64_t thread_bytes(const ComputeShape& s, int64_t tables) {
   return aligned(rows * CpuBackend::kScoreStride * 4) +
          aligned(rows * CpuBackend::acc_stride(s.head_dim) * 4) + 3 * aligned(rows * 4) +
          2 * aligned(int64_t{s.max_cols} * 4) + aligned(2 * int64_t{s.max_cols}) +
-         2 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
+         3 * aligned(int64_t{s.max_cols} / 32 * 4 + 64) +
          aligned(int64_t{s.max_cols} / 16 * 2 + 64) + aligned(tables);
 }
 
@@ -114,6 +114,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
   if (shape.wide) inputs_.low = carver.take<int8_t>(values);
   inputs_.d = carver.take<float>(values / 32 + 16);
   inputs_.sums = carver.take<int32_t>(values / 32 + 16);
+  inputs_.float_sums = carver.take<float>(values / 32 + 16);
   inputs_.sums16 = carver.take<int16_t>(values / 16 + 32);
   const int64_t heads = int64_t{shape.max_rows} * shape.n_heads * (shape.shifts ? 2 : 1);
   queries_.q = carver.take<int8_t>(heads * shape.head_dim);
@@ -135,6 +136,7 @@ Status CpuBackend::reserve(const ComputeShape& shape) {
     scratch.codes = carver.take<int8_t>(2 * int64_t{shape.max_cols});
     scratch.d = carver.take<float>(shape.max_cols / 32 + 16);
     scratch.sums = carver.take<int32_t>(shape.max_cols / 32 + 16);
+    scratch.float_sums = carver.take<float>(shape.max_cols / 32 + 16);
     scratch.sums16 = carver.take<int16_t>(shape.max_cols / 16 + 32);
     scratch.tables = carver.take<std::byte>(own_table_bytes(shape));
   }

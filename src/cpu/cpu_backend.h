@@ -71,6 +71,7 @@ class CpuBackend final : public Backend {
     int8_t* low;  // int16 activations only, else null
     float* d;
     int32_t* sums;
+    float* float_sums;
     int16_t* sums16;
   };
   // Queries after norm, RoPE and rotation, [kv_head][row][group][head_dim]; then, with shifts, the
@@ -84,17 +85,18 @@ class CpuBackend final : public Backend {
   };
   // Of one thread: query_rows() queries against one page.
   struct ThreadScratch {
-    float* s;          // [query rows][kScoreStride]
-    float* acc;        // [query rows][acc_stride]
-    float* m;          // [query rows]
-    float* l;          // [query rows]
-    int32_t* visible;  // [query rows]
-    float* row;        // [max_cols] floats for unpacked rows
-    float* normed;     // [max_cols]
-    int8_t* codes;     // [2][max_cols] a quantized row before its quads are spread
-    float* d;          // [max_cols / 32] of a row alone, as the next three
-    int32_t* sums;     // [max_cols / 32]
-    int16_t* sums16;   // [max_cols / 16]
+    float* s;           // [query rows][kScoreStride]
+    float* acc;         // [query rows][acc_stride]
+    float* m;           // [query rows]
+    float* l;           // [query rows]
+    int32_t* visible;   // [query rows]
+    float* row;         // [max_cols] floats for unpacked rows
+    float* normed;      // [max_cols]
+    int8_t* codes;      // [2][max_cols] a quantized row before its quads are spread
+    float* d;           // [max_cols / 32] of a row alone, as the next four
+    int32_t* sums;      // [max_cols / 32]
+    float* float_sums;  // [max_cols / 32]
+    int16_t* sums16;    // [max_cols / 16]
     std::byte* tables;
   };
   // What products that share a pass want of their input.
@@ -133,8 +135,7 @@ class CpuBackend final : public Backend {
   bool looks_up() const;
   int64_t own_table_bytes(const ComputeShape& shape) const;
   Rounding rounding_of(std::span<const MatmulOut> outs, int n_rows, int64_t groups) const;
-  void round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
-                 int32_t* sums, int16_t* sums16);
+  void round_row(const Rounding& to, const float* x, const Inputs& out) const;
   Operand prepare_alone(const MatmulIn& in, const Rounding& to, ThreadScratch& scratch);
   void prepare_row(const MatmulIn& in, const Rounding& to, const Operand& pass, bool first, int row,
                    ThreadScratch& scratch);

@@ -16,7 +16,7 @@ namespace {
 // bandwidth 68 GB/s).
 constexpr int64_t kMostGroups = 32;
 constexpr int64_t kMostBytes = 384 << 10;
-constexpr int64_t kLeastGroups = 4;
+constexpr int64_t kLeastGroups = 1;
 constexpr int64_t kLeastAlone = 2;
 // Streams want something to read: with fewer groups for each thread there is one stream, not four.
 constexpr int64_t kFewestByFour = 8;
@@ -47,13 +47,13 @@ CpuBackend::Rounding CpuBackend::rounding_of(std::span<const MatmulOut> outs, in
 }
 
 // x rounded, in plain order.
-void CpuBackend::round_row(const Rounding& to, const float* x, int8_t* q, int8_t* low, float* d,
-                           int32_t* sums, int16_t* sums16) {
+void CpuBackend::round_row(const Rounding& to, const float* x, const Inputs& out) const {
   if (to.wide) {
-    kernels_.quantize16(x, to.n, to.block, q, low, d, sums);
+    kernels_.quantize16(x, to.n, to.block, out.q, out.low, out.d, out.sums);
   } else {
-    kernels_.quantize(x, to.n, to.block, q, d, sums, to.sums16 ? sums16 : nullptr);
+    kernels_.quantize(x, to.n, to.block, out.q, out.d, out.sums, to.sums16 ? out.sums16 : nullptr);
   }
+  for (int b = 0; b < to.n / to.block; ++b) out.float_sums[b] = static_cast<float>(out.sums[b]);
 }
 
 // One row alone: every thread prepares its own copy, which costs less than waiting for another
@@ -68,8 +68,11 @@ CpuBackend::Operand CpuBackend::prepare_alone(const MatmulIn& in, const Rounding
   }
   if (to.block == 0) return operand;
   int8_t* low = to.wide ? scratch.codes + shape_.max_cols : nullptr;
-  round_row(to, operand.x, scratch.codes, low, scratch.d, scratch.sums, scratch.sums16);
-  operand.a = {1, n, to.block, scratch.codes, scratch.d, scratch.sums, scratch.sums16, low};
+  round_row(to, operand.x,
+            {scratch.codes, low, scratch.d, scratch.sums, scratch.float_sums, scratch.sums16});
+  operand.a = {
+      1,  n, to.block, scratch.codes, scratch.d, scratch.sums, scratch.float_sums, scratch.sums16,
+      low};
   if (to.tables) {
     kernels_.build_tables(scratch.codes, low, n, scratch.tables);
     operand.a.tables = scratch.tables;
@@ -91,12 +94,18 @@ void CpuBackend::prepare_row(const MatmulIn& in, const Rounding& to, const Opera
   if (block == 0) return;
   const bool plain = to.several.order == ActOrder::plain;
   const bool tiles = to.several.order == ActOrder::tiles;
-  int8_t* codes = plain ? inputs_.q + int64_t{row} * n : scratch.codes;
+  const int64_t at = int64_t{row} * n, b = at / block;
+  int8_t* codes = plain ? inputs_.q + at : scratch.codes;
   int8_t* low = nullptr;
-  if (to.wide) low = plain ? inputs_.low + int64_t{row} * n : codes + shape_.max_cols;
-  float* d = tiles ? scratch.d : inputs_.d + int64_t{row} * (n / block);
-  int32_t* sums = tiles ? scratch.sums : inputs_.sums + int64_t{row} * (n / block);
-  round_row(to, x, codes, low, d, sums, inputs_.sums16 + int64_t{row} * (n / 16));
+  if (to.wide) low = plain ? inputs_.low + at : codes + shape_.max_cols;
+  Inputs out{codes,
+             low,
+             inputs_.d + b,
+             inputs_.sums + b,
+             inputs_.float_sums + b,
+             inputs_.sums16 + at / 16};
+  if (tiles) out = {codes, low, scratch.d, scratch.sums, scratch.float_sums, scratch.sums16};
+  round_row(to, x, out);
   if (plain) return;
   if (tiles) return put_in_tiles(to, pass.n_rows, row, scratch);
   const int step = 4 * panel_width(pass.n_rows, row);
@@ -124,7 +133,7 @@ void CpuBackend::put_in_tiles(const Rounding& to, int n_rows, int row,
   place = tile_offset(n_rows, n / to.block, 1, row, 0);
   for (int b = 0; b < n / to.block; ++b, place += rows) {
     inputs_.d[place] = scratch.d[b];
-    inputs_.sums[place] = scratch.sums[b];
+    inputs_.float_sums[place] = scratch.float_sums[b];
   }
 }
 
@@ -133,8 +142,15 @@ CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding&
   Operand pass{n_rows, in.norm != nullptr ? in.normed : in.x, {}};
   if (to.block == 0 && (in.norm == nullptr || !first)) return pass;
   if (to.block != 0) {
-    pass.a = {n_rows,    to.n,         to.block,       inputs_.q,
-              inputs_.d, inputs_.sums, inputs_.sums16, to.wide ? inputs_.low : nullptr};
+    pass.a = {n_rows,
+              to.n,
+              to.block,
+              inputs_.q,
+              inputs_.d,
+              inputs_.sums,
+              inputs_.float_sums,
+              inputs_.sums16,
+              to.wide ? inputs_.low : nullptr};
     pass.a.order = to.several.order;
   }
   pool_.run(

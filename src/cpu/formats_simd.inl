@@ -113,18 +113,19 @@ BANTAM_INLINE Ints q4_k_lanes(const std::byte* block, int sub, int which) {
 }
 
 // What the end of an activation block needs, for T rows. y = [T] running sums; no sum of products
-// is above Most.
+// is above Most. Sub-scales are multiplied as floats: dots, sums of activations and sub-scales are
+// below 2^24 and so exact, and a product of two exact floats is rounded as the exact integer is.
 template <class F, int T, int Most>
 BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, int index, int sub,
                              const Ints* s, Floats* y) {
   const int64_t n_blocks = a.n_cols / a.block;
   const Floats d_w = f_halves(block + F::scales);
   Floats m_w = f_zero();
-  Ints sub_d = i_zero(), sub_m = i_zero();
+  Floats sub_d = f_zero(), sub_m = f_zero();
   if constexpr (F::minimum) m_w = f_halves(block + F::scales + 32);
   if constexpr (F::sub_scales) {
-    sub_d = q4_k_lanes(block, sub, 0);
-    sub_m = q4_k_lanes(block, sub, 1);
+    sub_d = f_from_ints(q4_k_lanes(block, sub, 0));
+    sub_m = f_from_ints(q4_k_lanes(block, sub, 1));
     m_w = f_sub(f_set(-0.0f), m_w);
   }
   unrolled<T>([&](auto row) __attribute__((always_inline)) {
@@ -132,16 +133,15 @@ BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, i
     const int64_t at = (t0 + t) * n_blocks + index;
     const Floats d_a = f_set(a.d[at]);
     if constexpr (F::sub_scales) {
-      const Ints dot = i_mul(s[t], sub_d);
-      y[t] = f_fma(f_from_ints(dot), f_mul(d_w, d_a), y[t]);
+      y[t] = f_fma(f_mul(f_from_ints(s[t]), sub_d), f_mul(d_w, d_a), y[t]);
     } else {
       const Floats dot = f_of_dot<F::mult, F::bias, Most>(s[t], a.sums + at);
       y[t] = f_fma(dot, f_mul(d_w, d_a), y[t]);
     }
     if constexpr (F::sub_scales) {
-      y[t] = f_fma(f_from_ints(i_mul(sub_m, i_set(a.sums[at]))), f_mul(m_w, d_a), y[t]);
+      y[t] = f_fma(f_mul(sub_m, f_set(a.float_sums[at])), f_mul(m_w, d_a), y[t]);
     } else if constexpr (F::minimum) {
-      y[t] = f_fma(f_set(static_cast<float>(a.sums[at])), f_mul(m_w, d_a), y[t]);
+      y[t] = f_fma(f_set(a.float_sums[at]), f_mul(m_w, d_a), y[t]);
     }
   });
 }

@@ -58,12 +58,13 @@ static constexpr unsigned order_bit(ActOrder order) { return 1u << static_cast<i
 struct ActRows {
   int n_rows = 0;
   int n_cols = 0;
-  int block = 0;                    // 32, 64 or 128 values share one scale
-  const int8_t* q = nullptr;        // n_rows x n_cols, places by `order`
-  const float* d = nullptr;         // [n_rows][n_cols / block]
-  const int32_t* sums = nullptr;    // [n_rows][n_cols / block] sum of q over the block
-  const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
-  const int8_t* low = nullptr;      // as q, or null
+  int block = 0;                      // 32, 64 or 128 values share one scale
+  const int8_t* q = nullptr;          // n_rows x n_cols, places by `order`
+  const float* d = nullptr;           // [n_rows][n_cols / block]
+  const int32_t* sums = nullptr;      // [n_rows][n_cols / block] sum of q over the block
+  const float* float_sums = nullptr;  // the same as floats, what formats with minima read
+  const int16_t* sums16 = nullptr;    // [n_rows][n_cols / 16] sum of q over 16 values; not with low
+  const int8_t* low = nullptr;        // as q, or null
   // [table_bytes(n_cols, planes)], or null: the values of a single row as sums to look up, in place
   // of q and low. Only for kernels with `tables`.
   const std::byte* tables = nullptr;
