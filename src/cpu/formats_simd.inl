@@ -115,10 +115,10 @@ BANTAM_INLINE Ints q4_k_lanes(const std::byte* block, int sub, int which) {
 // What the end of an activation block needs, for T rows. y = [T] running sums; no sum of products
 // is above Most. Sub-scales are multiplied as floats: dots, sums of activations and sub-scales are
 // below 2^24 and so exact, and a product of two exact floats is rounded as the exact integer is.
-template <class F, int T, int Most>
+template <class F, int Block, int T, int Most>
 BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, int index, int sub,
                              const Ints* s, Floats* y) {
-  const int64_t n_blocks = a.n_cols / a.block;
+  const int64_t n_blocks = a.n_cols / Block;
   const Floats d_w = f_halves(block + F::scales);
   Floats m_w = f_zero();
   Floats sub_d = f_zero(), sub_m = f_zero();

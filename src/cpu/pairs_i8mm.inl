@@ -126,7 +126,7 @@ BANTAM_INLINE void pair_part(const MatmulArgs& args, int group, int t0, Floats* 
     for (int t = 0; t < T; ++t) s[t] = i_zero();  // the other vectors' results are dropped
     sums.store(At, s);
     constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
-    end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
+    end_block<F, Block, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
 }
 

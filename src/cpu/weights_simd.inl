@@ -85,7 +85,7 @@ inline void product_tile(const MatmulArgs& args, int group, int t0) {
       s[t] = Planes == 2 ? i_add(i_shift_left<8>(part[0]), part[Planes - 1]) : part[0];
     });
     constexpr int most = F::largest * (Planes == 2 ? 32512 : 128) * Block;
-    end_block<F, T, most>(a, block, t0, index, c % F::values / Block, s, y);
+    end_block<F, Block, T, most>(a, block, t0, index, c % F::values / Block, s, y);
   }
   for (int t = 0; t < T; ++t) store_rows(args, group, t0 + t, y[t]);
 }
