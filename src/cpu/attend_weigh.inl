@@ -16,17 +16,44 @@ template <class Codec>
 struct RowWeights {
   static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32) + 8;
   alignas(64) uint8_t u[kPairs * 32];
-  float c[kPairs];  // 0: nothing to add, NaN: not finite
+  float c[kPairs];  // +0: nothing to add, NaN: not finite
   float minimum[Codec::minimum ? kPairs : 1];
+
+  // As integers: a float that were compared would be broadcast from a register then, by a shuffle.
+  BANTAM_INLINE bool adds(int pair) const {
+    uint32_t bits;
+    __builtin_memcpy(&bits, c + pair, 4);
+    return bits != 0;
+  }
 };
 
-// Walks over the blocks of one row after the other.
-struct Pair {
-  int r, b;
-  BANTAM_INLINE void next(int n_blocks) {
-    if (++b < n_blocks) return;
-    b = 0;
-    ++r;
+// Which pairs are worked out together: from pair `first` on, `left` of them exist, others are
+// copies of existing ones. Blocks: of a row where that is known and divides four, else 0.
+template <int Blocks>
+struct Pairs {
+  int first, left, n_blocks, n_rows, over_blocks;
+
+  BANTAM_INLINE Pairs(const WeighArgs& args)
+      : first(0),
+        n_blocks(Blocks == 0 ? args.head_dim / 32 : Blocks),
+        n_rows(args.n_rows),
+        over_blocks(65536 / n_blocks + 1) {
+    left = n_rows * n_blocks;
+  }
+  BANTAM_INLINE void next() {
+    first += 8;
+    left -= 8;
+  }
+  BANTAM_INLINE int number(int k) const { return first + (k < left ? k : left - 1); }
+  BANTAM_INLINE int row(int k) const {
+    // A division: there are at most 8 * kRowsTogether pairs.
+    if constexpr (Blocks == 0) return number(k) * over_blocks >> 16;
+    const int r = first / Blocks + k / Blocks;
+    return r < n_rows ? r : n_rows - 1;
+  }
+  BANTAM_INLINE int block(int k) const {
+    if constexpr (Blocks == 0) return number(k) - row(k) * n_blocks;
+    return k % Blocks;
   }
 };
 
@@ -61,25 +88,25 @@ BANTAM_INLINE Floats minimum_lanes(const float* p, const float* m, int n_visible
   return f_select(m_first(n_visible - 16), both, low);
 }
 
-// N pairs (4 or 8) from `pair` on, number `first` of the tile; n of them exist. Full: all rows see
-// all 32 positions.
-template <class Codec, int N, bool Full>
-BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& scales, Pair& pair,
-                               int first, int n, RowWeights<Codec>& out) {
+// N pairs (4 or 8). Full: all rows see all 32 positions.
+template <class Codec, int N, int Blocks, bool Full>
+BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
+                               const Pairs<Blocks>& pairs, RowWeights<Codec>& out) {
   Floats w[N][2], lanes[N];
   Ints largest[N];
-  for (int k = 0; k < N; ++k) {
-    const float *p = args.p + pair.r * args.p_stride, *d = scales.d + 32 * pair.b;
-    const int visible = Full ? 32 : args.n_visible[pair.r];
+  unrolled<N>([&](auto number) __attribute__((always_inline)) {
+    constexpr int k = decltype(number)::value;
+    const int r = pairs.row(k), b = pairs.block(k);
+    const float *p = args.p + r * args.p_stride, *d = scales.d + 32 * b;
+    const int visible = Full ? 32 : args.n_visible[r];
     for (int h = 0; h < 2; ++h) {
       w[k][h] = visible_product<Full>(p + 16 * h, d + 16 * h, visible - 16 * h);
     }
     largest[k] = i_max_unsigned(i_bits(w[k][0]), i_bits(w[k][1]));
     if constexpr (Codec::minimum) {
-      lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * pair.b, visible);
+      lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * b, visible);
     }
-    if (k + 1 < n) pair.next(args.head_dim / 32);
-  }
+  });
   // Weights are not negative: as integers they are in order, and a NaN is above them all.
   const Floats x = f_partners(f_from_bits(i_largests<N>(largest)));
   const Mask finite = m_less(x, f_set(float_of(0x7f800000u)));
@@ -89,30 +116,38 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
   const Floats top = f_set(255.0f), zero = f_zero();
   const Floats quotient = f_div(f_select(partner, x, top), f_select(partner, top, x));
   const Floats counted = f_select(tiny, f_select(partner, zero, quotient), quotient);
-  alignas(64) float factors[16], minimum[16];
-  f_store(factors,
-          f_select(finite, counted, f_select(partner, f_set(float_of(0x7fc00000u)), zero)));
-  in_memory(factors);
-  if constexpr (Codec::minimum) f_store(minimum, f_some_trees<N>(lanes));
-  for (int k = 0; k < N; ++k) {
-    const Floats factor = f_set(factors[some_lane<N>(k)]);
-    i_store_32_bytes(out.u + (first + k) * 32, i_round(f_mul(w[k][0], factor)),
-                     i_round(f_mul(w[k][1], factor)));
-    out.c[first + k] = factors[partner_lane<N>(k)];
-    if constexpr (Codec::minimum) out.minimum[first + k] = minimum[some_lane<N>(k)];
+  const Floats factors =
+      f_select(finite, counted, f_select(partner, f_set(float_of(0x7fc00000u)), zero));
+  alignas(64) float factor[16];
+  f_store(factor, factors);
+  in_memory(factor);
+  f_store_partners<N>(out.c + pairs.first, factors);
+  if constexpr (Codec::minimum) {
+    f_store_some<N>(out.minimum + pairs.first, f_some_trees<N>(lanes));
+  }
+  unrolled<N>([&](auto number) __attribute__((always_inline)) {
+    constexpr int k = decltype(number)::value;
+    const Floats f = f_set(factor[some_lane<N>(k)]);
+    i_store_32_bytes(out.u + (pairs.first + k) * 32, i_round(f_mul(w[k][0], f)),
+                     i_round(f_mul(w[k][1], f)));
+  });
+}
+
+template <class Codec, int Blocks, bool Full>
+BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
+                                   RowWeights<Codec>& out) {
+  for (Pairs<Blocks> pairs(args); pairs.left > 0; pairs.next()) {
+    if (pairs.left <= 4) return weigh_pairs<Codec, 4, Blocks, Full>(args, scales, pairs, out);
+    weigh_pairs<Codec, 8, Blocks, Full>(args, scales, pairs, out);
   }
 }
 
 template <class Codec, bool Full>
-BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
-                                   RowWeights<Codec>& out) {
-  const int total = args.n_rows * (args.head_dim / 32);
-  Pair pair{0, 0};
-  for (int first = 0; first < total; first += 8) {
-    const int left = total - first;
-    if (left <= 4) return weigh_pairs<Codec, 4, Full>(args, scales, pair, first, left, out);
-    weigh_pairs<Codec, 8, Full>(args, scales, pair, first, left, out);
-  }
+BANTAM_INLINE void weigh_tile_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
+                                    RowWeights<Codec>& out) {
+  if (args.head_dim == 128) return weigh_all_pairs<Codec, 4, Full>(args, scales, out);
+  if (args.head_dim == 64) return weigh_all_pairs<Codec, 2, Full>(args, scales, out);
+  weigh_all_pairs<Codec, 0, Full>(args, scales, out);
 }
 
 // ---- quantized V: values
@@ -183,14 +218,14 @@ BANTAM_INLINE void weigh_block_rows(const WeighArgs& args, const ValueBlock<Code
   Floats out[N][2];
   bool all = true;
   for (int n = 0; n < N; ++n) {
-    all = all && !(weights.c[pair + n * n_blocks] == 0.0f);
+    all = all && weights.adds(pair + n * n_blocks);
     for (int h = 0; h < 2; ++h) out[n][h] = f_load(acc + n * args.acc_stride + 16 * h);
   }
   if (all) {
     add_quants<Codec, N>(block, weights, pair, n_blocks, out);
   } else if constexpr (N > 1) {
     for (int n = 0; n < N; ++n) {
-      if (weights.c[pair + n * n_blocks] == 0.0f) continue;
+      if (!weights.adds(pair + n * n_blocks)) continue;
       add_quants<Codec, 1>(block, weights, pair + n * n_blocks, n_blocks, out + n);
     }
   }
@@ -213,9 +248,9 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
   bool full = true;
   for (int r = 0; r < args.n_rows; ++r) full = full && args.n_visible[r] == 32;
   if (full) {
-    weigh_all_pairs<Codec, true>(args, scales, weights);
+    weigh_tile_pairs<Codec, true>(args, scales, weights);
   } else {
-    weigh_all_pairs<Codec, false>(args, scales, weights);
+    weigh_tile_pairs<Codec, false>(args, scales, weights);
   }
   for (int b = 0; b < hd / 32; ++b) {
     const ValueBlock<Codec> block(args, at, b);

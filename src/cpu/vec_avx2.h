@@ -147,6 +147,15 @@ BANTAM_INLINE Floats f_partners(Floats x) { return {{x.v[0], x.v[0]}}; }
 BANTAM_INLINE Mask m_partners() {
   return {{_mm256_setzero_ps(), _mm256_castsi256_ps(_mm256_set1_epi32(-1))}};
 }
+// The lanes of N vectors, one after the other; and their partners.
+template <int N>
+BANTAM_INLINE void f_store_some(float* p, Floats x) {
+  N == 8 ? _mm256_storeu_ps(p, x.v[0]) : _mm_storeu_ps(p, _mm256_castps256_ps128(x.v[0]));
+}
+template <int N>
+BANTAM_INLINE void f_store_partners(float* p, Floats x) {
+  N == 8 ? _mm256_storeu_ps(p, x.v[1]) : _mm_storeu_ps(p, _mm256_castps256_ps128(x.v[1]));
+}
 template <class X>
 BANTAM_INLINE void in_memory(X&) {}
 template <int N>

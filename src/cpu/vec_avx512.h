@@ -326,6 +326,19 @@ BANTAM_INLINE constexpr int partner_lane(int k) {
 }
 BANTAM_INLINE Floats f_partners(Floats x) { return x; }  // the last step of maxima made them equal
 BANTAM_INLINE Mask m_partners() { return 0xaaaa; }
+// The lanes of N vectors, one after the other; and their partners.
+template <int N>
+BANTAM_INLINE void f_store_some(float* p, Floats x) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256 some = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, x));
+  N == 8 ? _mm256_storeu_ps(p, some) : _mm_storeu_ps(p, _mm256_castps256_ps128(some));
+}
+template <int N>
+BANTAM_INLINE void f_store_partners(float* p, Floats x) {
+  const __m512i order = _mm512_setr_epi32(1, 5, 9, 13, 3, 7, 11, 15, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256 partners = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, x));
+  N == 8 ? _mm256_storeu_ps(p, partners) : _mm_storeu_ps(p, _mm256_castps256_ps128(partners));
+}
 // Single values of x are then broadcast by loads; out of registers each would take a shuffle.
 template <class X>
 BANTAM_INLINE void in_memory(X& x) {

@@ -169,6 +169,15 @@ BANTAM_INLINE Floats f_partners(Floats x) { return {{x.v[0], x.v[1], x.v[0], x.v
 BANTAM_INLINE Mask m_partners() {
   return {{vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(~0u), vdupq_n_u32(~0u)}};
 }
+// The lanes of N vectors, one after the other; and their partners.
+template <int N>
+BANTAM_INLINE void f_store_some(float* p, Floats x) {
+  for (int i = 0; i < N / 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
+}
+template <int N>
+BANTAM_INLINE void f_store_partners(float* p, Floats x) {
+  for (int i = 0; i < N / 4; ++i) vst1q_f32(p + 4 * i, x.v[2 + i]);
+}
 template <class X>
 BANTAM_INLINE void in_memory(X&) {}
 template <int N>
