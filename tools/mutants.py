@@ -76,8 +76,8 @@ MUTANTS = [
     Mutant("src/cpu/attend_weigh.inl", "avx2", "const Quad flip = quad(sign + 4 * i);", "const Quad flip = quad(sign);",
            "the signs of the first four scales count for all positions"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "? 0 : Codec::bias;", "? 0 : 8;", "wrong zero point: 8 for q5_0 values"),
-    Mutant("src/cpu/attend_weigh.inl", "wide", "f_load(acc + n * args.acc_stride + 16 * h);\n  }\n  if (all)",
-           "f_load(acc + n * args.head_dim + 16 * h);\n  }\n  if (all)", "wrong stride of the sums of a pair of rows"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "f_load(acc + n * args.acc_stride + 16 * h);\n    }\n  }\n  if (all)",
+           "f_load(acc + n * args.head_dim + 16 * h);\n    }\n  }\n  if (all)", "wrong stride of the sums of a pair of rows"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "add_quants<Codec, 1>(block, weights, pair + n * n_blocks, n_blocks, out + n);",
            "add_quants<Codec, 1>(block, weights, pair, n_blocks, out + n);",
            "where one of two rows has nothing to add the other takes its weights"),
@@ -140,7 +140,7 @@ MUTANTS = [
     Mutant("src/model/kv_cache.cc", "", "sequence.moved += by;", "sequence.moved = by;", "a second shift forgets the first",
            ("shift_test",)),
     # ---- later ones
-    Mutant("src/cpu/attend_weigh.inl", "wide", "out.c[first + k] = factors[partner_lane<N>(k)];", "out.c[first + k] = factors[some_lane<N>(k)];",
+    Mutant("src/cpu/attend_weigh.inl", "wide", "f_store_partners<N>(out.c", "f_store_some<N>(out.c",
            "sums of values are scaled by 255 / x, not by x / 255"),
     Mutant("src/cpu/attend_pieces.cc", "", "  if (!few_) return;\n", "  return;\n", "sums of pages are added by whoever is ready", ("pieces_test",)),
     Mutant("src/cpu/attend_pieces.cc", "", "? begin + next.n_done : begin - 1", "? begin + n_own - 1 - next.n_done : begin - 1",
@@ -155,6 +155,15 @@ MUTANTS = [
     Mutant("src/cpu/cpu_attend.cc", "", "visible_in_page(step, block, 0, piece.page) == kPagePositions",
            "visible_in_page(step, block, 0, piece.page) > 0",
            "a page that the first query sees in part counts as whole", BACKEND),
+    # ---- pairs known at compile time, first tiles
+    Mutant("src/cpu/attend_weigh.inl", "wide", "first / Blocks + k / Blocks;", "first / Blocks;",
+           "rows worked out together take the first one's scores"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "65536 / n_blocks + 1", "65536 / n_blocks",
+           "other head sizes: the last pair of a row is counted to the next row"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "args.first ? f_zero()", "false ? f_zero()",
+           "the first tile of a page adds to what its sums held before"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "args.first && at_once.begin == 0", "args.first",
+           "float V: positions that some rows see lose those that all of them see"),
 ]
 
 SETS = {"": [], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

@@ -160,6 +160,7 @@ void weigh_block(const WeighArgs& args, const KvTileLayout& at, int r, int b) {
   const int hd = args.head_dim, n_visible = args.n_visible[r];
   const float* p = args.p + r * args.p_stride;
   float* acc = args.acc + r * args.acc_stride + 32 * b;
+  for (int c = 0; args.first && c < 32; ++c) acc[c] = 0.0f;
   const std::byte* scales = args.tile + at.scales + b * 64;
   const TileWeights w = tile_weights(p, scales, n_visible);
   if (!(w.c == 0.0f)) {
@@ -227,6 +228,7 @@ void weigh_float(const WeighArgs& args) {
   const int hd = args.head_dim;
   for (int r = 0; r < args.n_rows; ++r) {
     float* acc = args.acc + r * args.acc_stride;
+    for (int c = 0; args.first && c < hd; ++c) acc[c] = 0.0f;
     for (int pos = 0; pos < args.n_visible[r]; ++pos) {
       const float p = args.p[r * args.p_stride + pos];
       for (int c = 0; c < hd; ++c) {

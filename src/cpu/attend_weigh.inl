@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/attend_codes.inl"
+#include "cpu/unrolled.h"
 
 namespace bantam {
 namespace {
@@ -145,8 +146,10 @@ BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec
 template <class Codec, bool Full>
 BANTAM_INLINE void weigh_tile_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
                                     RowWeights<Codec>& out) {
-  if (args.head_dim == 128) return weigh_all_pairs<Codec, 4, Full>(args, scales, out);
-  if (args.head_dim == 64) return weigh_all_pairs<Codec, 2, Full>(args, scales, out);
+  if constexpr (Full) {
+    if (args.head_dim == 128) return weigh_all_pairs<Codec, 4, Full>(args, scales, out);
+    if (args.head_dim == 64) return weigh_all_pairs<Codec, 2, Full>(args, scales, out);
+  }
   weigh_all_pairs<Codec, 0, Full>(args, scales, out);
 }
 
@@ -219,7 +222,9 @@ BANTAM_INLINE void weigh_block_rows(const WeighArgs& args, const ValueBlock<Code
   bool all = true;
   for (int n = 0; n < N; ++n) {
     all = all && weights.adds(pair + n * n_blocks);
-    for (int h = 0; h < 2; ++h) out[n][h] = f_load(acc + n * args.acc_stride + 16 * h);
+    for (int h = 0; h < 2; ++h) {
+      out[n][h] = args.first ? f_zero() : f_load(acc + n * args.acc_stride + 16 * h);
+    }
   }
   if (all) {
     add_quants<Codec, N>(block, weights, pair, n_blocks, out);
@@ -293,8 +298,12 @@ __attribute__((noinline)) void weigh_floats(const WeighArgs& args, const std::by
   float* acc = args.acc + r * args.acc_stride + c;
   const float* p = args.p + r * args.p_stride;
   Floats sum[R][N];
+  // A later stretch of the first tile goes on with the sums of the one before it.
+  const bool nothing = args.first && at_once.begin == 0;
   for (int n = 0; n < R; ++n) {
-    for (int i = 0; i < N; ++i) sum[n][i] = f_load(acc + n * args.acc_stride + 16 * i);
+    for (int i = 0; i < N; ++i) {
+      sum[n][i] = nothing ? f_zero() : f_load(acc + n * args.acc_stride + 16 * i);
+    }
   }
   for (int pos = at_once.begin; pos < at_once.end; ++pos) {
     const int64_t at = (int64_t{pos} * hd + c) * Float::bytes;

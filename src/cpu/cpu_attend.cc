@@ -164,7 +164,6 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
     if (visible == 0) continue;
     kernels_.softmax_page(scratch.s + i * kScoreStride, visible, scratch.m + i, scratch.l + i);
   }
-  std::memset(scratch.acc, 0, static_cast<size_t>(n_queries * acc_stride(hd)) * sizeof(float));
   WeighArgs weigh;
   weigh.head_dim = hd;
   weigh.n_rows = n_queries;
@@ -190,6 +189,7 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
     }
     weigh.tile = view.v + t * plan.tile_bytes_v();
     weigh.p = scratch.s + t * kTilePositions;
+    weigh.first = t == 0;
     weigh.ahead = tile_ahead(plan, view, next_view, view.n_tiles + t + ahead);
     if (weigh.ahead == nullptr) weigh.ahead = weigh.tile;
     kernels_.kv[static_cast<int>(plan.v())].weigh(weigh);

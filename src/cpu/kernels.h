@@ -155,6 +155,9 @@ struct WeighArgs {
   float* acc = nullptr;  // [n_rows][acc_stride], head_dim of each are summed
   int64_t acc_stride = 0;
   const std::byte* ahead = nullptr;  // as for scores
+  // The first tile of a page: acc counts as +0 whatever it holds. What rows that see nothing of it
+  // hold afterwards is not said.
+  bool first = false;
 };
 
 // The order in which products of several rows are fastest, from so many groups of weights for each

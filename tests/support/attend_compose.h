@@ -129,11 +129,12 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
       }
     }
     float* target = page == 0 ? acc.get() : acc_page.get();
-    std::memset(target, 0, acc.size() * sizeof(float));
+    // What the first tile of a page must not read.
+    for (int i = 0; i < n; ++i) std::fill_n(target + i * acc_stride, hd, std::nanf(""));
     for (int t = 0; t < tiles; ++t) {
       for (int i = 0; i < n; ++i) visible[static_cast<size_t>(i)] = std::clamp(visible_of(i, page) - 32 * t, 0, 32);
       WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, s_stride, visible.data(), target, acc_stride,
-                  v_tiles.get()};
+                  v_tiles.get(), t == 0};
       vk.weigh(a);
     }
     for (int i = 0; i < n; ++i) {
