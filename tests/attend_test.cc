@@ -139,6 +139,8 @@ TEST(Attend, OtherHeadSizesAndGroups) {
   std::mt19937 random(seed() + 1);
   int executed = 0;
   for (int head_dim : {32, 96, 160, 192, 224, 256}) {
+    // Under an emulator two of the six.
+    if (emulated() && head_dim != 96 && head_dim != 256) continue;
     for (int type = 0; type < kNumKvTypes; ++type) {
       for (int group : {1, 5, 8}) {
         if (emulated() && (head_dim / 32 + type) % 3 != group / 3) continue;
@@ -159,7 +161,7 @@ TEST(Attend, OtherHeadSizesAndGroups) {
       }
     }
   }
-  EXPECT_EQ(executed, 6 * kNumKvTypes * (emulated() ? 1 : 3) * static_cast<int>(isas().size()));
+  EXPECT_EQ(executed, (emulated() ? 2 : 6 * 3) * kNumKvTypes * static_cast<int>(isas().size()));
 }
 
 // ---- cases by seed

@@ -585,6 +585,8 @@ TEST(Weights, LookUpsOfManyGroupsAndColumns) {
     }
     // Tables of one row that do not fit L1.
     for (const int cols : {1408, 2048, 2176, 6144}) {
+      // Under an emulator one of the four.
+      if (sample_every() > 1 && cols != 2176) continue;
       for (const int n_rows : {1, 2, 6}) {
         run_case({WeightType::q1_0, 50, cols, n_rows, 128, wide, false}, 79);
         run_case({WeightType::q1_0, 50, cols, n_rows, 32, wide, true}, 80);
