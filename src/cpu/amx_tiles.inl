@@ -216,6 +216,7 @@ BANTAM_INLINE void block_products(const TileRows* a, const std::byte* codes, int
 template <class F, int Block, int Planes, int Rows>
 BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* sums,
                                   const float* d_a, const float* sum_a, int rows, Floats* y) {
+  static_assert(!F::sub_scales || F::largest * (Planes == 2 ? 32512 : 128) * Block < 1 << 24);
   const auto end = [&](int t) __attribute__((always_inline)) {
     Ints dot = _mm512_load_si512(sums + 16 * t);
     if constexpr (Planes == 2) {

@@ -5,17 +5,17 @@
 #pragma once
 
 #include "cpu/attend_codes.inl"
-#include "cpu/unrolled.h"
+#include "cpu/unrolled.inl"
 
 namespace bantam {
 namespace {
 
 // ---- quantized V: weights
 
-// Of pair r * (head_dim / 32) + b. Groups of pairs are filled up with copies of the last one.
+// Of pair r * (head_dim / 32) + b. Groups of pairs are filled up with copies of existing ones.
 template <class Codec>
 struct RowWeights {
-  static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32) + 8;
+  static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32);  // whole groups
   alignas(64) uint8_t u[kPairs * 32];
   float c[kPairs];  // +0: nothing to add, NaN: not finite
   float minimum[Codec::minimum ? kPairs : 1];
@@ -34,7 +34,7 @@ template <int Blocks>
 struct Pairs {
   int first, left, n_blocks, n_rows, over_blocks;
 
-  BANTAM_INLINE Pairs(const WeighArgs& args)
+  BANTAM_INLINE explicit Pairs(const WeighArgs& args)
       : first(0),
         n_blocks(Blocks == 0 ? args.head_dim / 32 : Blocks),
         n_rows(args.n_rows),

@@ -153,6 +153,8 @@ CpuBackend::Operand CpuBackend::prepare_rows(const MatmulIn& in, const Rounding&
               inputs_.sums16,
               to.wide ? inputs_.low : nullptr};
     pass.a.order = to.several.order;
+    // Tiles have no others.
+    if (to.several.order == ActOrder::tiles) pass.a.sums = nullptr, pass.a.sums16 = nullptr;
   }
   pool_.run(
       [&](int thread, int team) {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/unrolled.h"
+#include "cpu/unrolled.inl"
 
 namespace bantam {
 namespace {
@@ -102,10 +102,12 @@ BANTAM_INLINE Ints q4_k_lanes(const std::byte* block, int sub, int which) {
 
 // What the end of an activation block needs, for T rows. y = [T] running sums; no sum of products
 // is above Most. Sub-scales are multiplied as floats: dots, sums of activations and sub-scales are
-// below 2^24 and so exact, and a product of two exact floats is rounded as the exact integer is.
+// below 2^24 and so exact, and a product of two exact floats is rounded as the exact integer is. It
+// may be -0 where the integer is 0, which y does not tell: it starts at +0 and never becomes -0.
 template <class F, int Block, int T, int Most>
 BANTAM_INLINE void end_block(const ActRows& a, const std::byte* block, int t0, int index, int sub,
                              const Ints* s, Floats* y) {
+  static_assert(!F::sub_scales || Most < 1 << 24);
   const int64_t n_blocks = a.n_cols / Block;
   const Floats d_w = f_halves(block + F::scales);
   Floats m_w = f_zero();

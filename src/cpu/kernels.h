@@ -48,7 +48,7 @@ static inline int n_groups(int rows) { return (rows + kGroupRows - 1) / kGroupRo
 enum class ActOrder {
   panels,  // act_offset
   plain,   // one after the other
-  tiles,   // tile_offset; d and sums [tile][n_cols / block][row]
+  tiles,   // tile_offset; d and float_sums [tile][n_cols / block][row], no other sums
 };
 
 static constexpr unsigned order_bit(ActOrder order) { return 1u << static_cast<int>(order); }
@@ -58,13 +58,14 @@ static constexpr unsigned order_bit(ActOrder order) { return 1u << static_cast<i
 struct ActRows {
   int n_rows = 0;
   int n_cols = 0;
-  int block = 0;                      // 32, 64 or 128 values share one scale
-  const int8_t* q = nullptr;          // n_rows x n_cols, places by `order`
-  const float* d = nullptr;           // [n_rows][n_cols / block]
-  const int32_t* sums = nullptr;      // [n_rows][n_cols / block] sum of q over the block
-  const float* float_sums = nullptr;  // the same as floats, what formats with minima read
-  const int16_t* sums16 = nullptr;    // [n_rows][n_cols / 16] sum of q over 16 values; not with low
-  const int8_t* low = nullptr;        // as q, or null
+  int block = 0;                  // 32, 64 or 128 values share one scale
+  const int8_t* q = nullptr;      // n_rows x n_cols, places by `order`
+  const float* d = nullptr;       // [n_rows][n_cols / block]
+  const int32_t* sums = nullptr;  // [n_rows][n_cols / block] sum of q over the block
+  // The same as floats, for the vector kernels of formats with minima.
+  const float* float_sums = nullptr;
+  const int16_t* sums16 = nullptr;  // [n_rows][n_cols / 16] sum of q over 16 values; not with low
+  const int8_t* low = nullptr;      // as q, or null
   // [table_bytes(n_cols, planes)], or null: the values of a single row as sums to look up, in place
   // of q and low. Only for kernels with `tables`.
   const std::byte* tables = nullptr;
@@ -150,9 +151,9 @@ struct WeighArgs {
   int n_rows = 0;
   const float* p = nullptr;  // [n_rows][p_stride], 32 of each row are read; none is negative
   int64_t p_stride = 0;
-  const int32_t* n_visible =
-      nullptr;           // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the row alone
-  float* acc = nullptr;  // [n_rows][acc_stride], head_dim of each are summed
+  const int32_t* n_visible = nullptr;  // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the
+                                       // row alone (but see `first`)
+  float* acc = nullptr;                // [n_rows][acc_stride], head_dim of each are summed
   int64_t acc_stride = 0;
   const std::byte* ahead = nullptr;  // as for scores
   // The first tile of a page: acc counts as +0 whatever it holds. What rows that see nothing of it

@@ -139,10 +139,6 @@ BANTAM_INLINE constexpr int some_lane(int k) {
   return k;
 }
 // Each of those lanes has a partner: f_partners copies them there, m_partners says which they are.
-template <int N>
-BANTAM_INLINE constexpr int partner_lane(int k) {
-  return k + 8;
-}
 BANTAM_INLINE Floats f_partners(Floats x) { return {{x.v[0], x.v[0]}}; }
 BANTAM_INLINE Mask m_partners() {
   return {{_mm256_setzero_ps(), _mm256_castsi256_ps(_mm256_set1_epi32(-1))}};

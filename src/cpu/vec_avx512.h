@@ -320,10 +320,6 @@ BANTAM_INLINE constexpr int some_lane(int k) {
   return k % 4 * 4 + k / 4 * 2;
 }
 // Each of those lanes has a partner: f_partners copies them there, m_partners says which they are.
-template <int N>
-BANTAM_INLINE constexpr int partner_lane(int k) {
-  return some_lane<N>(k) + 1;
-}
 BANTAM_INLINE Floats f_partners(Floats x) { return x; }  // the last step of maxima made them equal
 BANTAM_INLINE Mask m_partners() { return 0xaaaa; }
 // The lanes of N vectors, one after the other; and their partners.
