@@ -5,7 +5,6 @@
 #pragma once
 
 #include "cpu/attend_codes.inl"
-#include "cpu/unrolled.inl"
 
 namespace bantam {
 namespace {
@@ -95,8 +94,7 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
                                const Pairs<Blocks>& pairs, RowWeights<Codec>& out) {
   Floats w[N][2], lanes[N];
   Ints largest[N];
-  unrolled<N>([&](auto number) __attribute__((always_inline)) {
-    constexpr int k = decltype(number)::value;
+  for (int k = 0; k < N; ++k) {
     const int r = pairs.row(k), b = pairs.block(k);
     const float *p = args.p + r * args.p_stride, *d = scales.d + 32 * b;
     const int visible = Full ? 32 : args.n_visible[r];
@@ -107,7 +105,7 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
     if constexpr (Codec::minimum) {
       lanes[k] = minimum_lanes<Full>(p, scales.m + 32 * b, visible);
     }
-  });
+  }
   // Weights are not negative: as integers they are in order, and a NaN is above them all.
   const Floats x = f_partners(f_from_bits(i_largests<N>(largest)));
   const Mask finite = m_less(x, f_set(float_of(0x7f800000u)));
@@ -126,12 +124,11 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
   if constexpr (Codec::minimum) {
     f_store_some<N>(out.minimum + pairs.first, f_some_trees<N>(lanes));
   }
-  unrolled<N>([&](auto number) __attribute__((always_inline)) {
-    constexpr int k = decltype(number)::value;
+  for (int k = 0; k < N; ++k) {
     const Floats f = f_set(factor[some_lane<N>(k)]);
     i_store_32_bytes(out.u + (pairs.first + k) * 32, i_round(f_mul(w[k][0], f)),
                      i_round(f_mul(w[k][1], f)));
-  });
+  }
 }
 
 template <class Codec, int Blocks, bool Full>
@@ -146,7 +143,7 @@ BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec
 template <class Codec, bool Full>
 BANTAM_INLINE void weigh_tile_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
                                     RowWeights<Codec>& out) {
-  if constexpr (Full) {
+  if constexpr (Full && kKnownPairs) {
     if (args.head_dim == 128) return weigh_all_pairs<Codec, 4, Full>(args, scales, out);
     if (args.head_dim == 64) return weigh_all_pairs<Codec, 2, Full>(args, scales, out);
   }

@@ -4,10 +4,22 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/unrolled.inl"
 
 namespace bantam {
 namespace {
+
+// A compile-time number, for lambdas that need one.
+template <int V>
+struct Constant {
+  static constexpr int value = V;
+};
+template <int N, class Body>
+BANTAM_INLINE void unrolled(Body&& body) {
+  if constexpr (N > 0) {
+    unrolled<N - 1>(body);
+    body(Constant<N - 1>{});
+  }
+}
 
 // ---- formats. Sum of value * x = mult * (sum of code * x) - bias * (sum of x); |value| <=
 // largest.

@@ -38,6 +38,8 @@ constexpr int kSumsInFlight = 1;
 constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kWeighRows = 1;
 constexpr int kSumChains = 1;
+// Whether weights of head sizes 64 and 128 have code of their own.
+constexpr bool kKnownPairs = false;
 constexpr int kFloatKeys = 4;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
 // are converted where they are used, with more they are converted once for all.

@@ -45,6 +45,8 @@ constexpr int kWeighRows = 2;
 // that wait. Xeon, one thread, 64 rows, 1, 2, 4 chains: q8_0 scores 148, 168, 158 GMAC/s, weighted
 // sums (two rows overlap) 99 and 104.
 constexpr int kSumChains = 2;
+// Whether weights of head sizes 64 and 128 have code of their own.
+constexpr bool kKnownPairs = true;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
