@@ -222,7 +222,7 @@ BANTAM_INLINE void end_block_tile(const BlockScales<F>& scales, const int32_t* s
     if constexpr (Planes == 2) {
       dot = i_add(i_shift_left<8>(dot), _mm512_load_si512(sums + 256 + 16 * t));
     }
-    y[t] = scales.end(dot, f_set(d_a[t]), sum_a + t, y[t]);
+    y[t] = scales.end(dot, f_set(d_a[t]), F::minimum ? sum_a + t : nullptr, y[t]);
   };
   if constexpr (Rows == 0) {
     for (int t = 0; t < rows; ++t) end(t);
