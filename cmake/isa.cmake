@@ -2,6 +2,8 @@
 if(BANTAM_SANITIZE)
   set(isa_level -O1)
   set(isa_fma_level -O1)
+  # One text with isa_avx2.cc, which has both sanitizers: address alone compiles in 140 s, not 355 s.
+  set(isa_twin -fno-sanitize=undefined)
   # The fuzz targets are parsers; kernels have their own tests under the sanitizers.
   if(BANTAM_FUZZ)
     list(APPEND isa_level -fno-sanitize=all)
@@ -17,7 +19,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx2.cc PROPERTIES
     COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avxvnni.cc PROPERTIES
-    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni;${isa_level}")
+    COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mavxvnni;${isa_level};${isa_twin}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_avx512.cc PROPERTIES
     COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mgfni;-mfma;-mf16c;${isa_level}")
   set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cpu/isa_amx.cc PROPERTIES

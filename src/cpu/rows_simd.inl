@@ -140,13 +140,13 @@ struct Divisor {
   BANTAM_INLINE Ints codes(const float* x) const { return i_round(quotient(f_load(x))); }
 };
 
-// One block; parts: sums of 16 codes, or nullptr.
-BANTAM_INLINE int32_t quantize_block(const float* x, int block, float d, float inverse, int8_t* q,
-                                     int16_t* parts) {
+// One block, and the lanes of its codes' sum; parts: sums of 16 codes, or nullptr.
+BANTAM_INLINE Ints quantize_block(const float* x, int block, float d, float inverse, int8_t* q,
+                                  int16_t* parts) {
   if (!(d > 0.0f)) {
     __builtin_memset(q, 0, static_cast<size_t>(block));
     if (parts != nullptr) __builtin_memset(parts, 0, static_cast<size_t>(block / 8));
-    return 0;
+    return i_zero();
   }
   const Divisor divisor(d, inverse);
   Ints total = i_zero();
@@ -156,7 +156,20 @@ BANTAM_INLINE int32_t quantize_block(const float* x, int block, float d, float i
     total = i_add(total, code);
     if (parts != nullptr) parts[i / 16] = static_cast<int16_t>(i_total(code));
   }
-  return i_total(total);
+  return total;
+}
+
+// Eight blocks of 32, whose sums are worked out together too.
+BANTAM_INLINE void quantize_eight(const float* x, const ScaleGroup& scales, int8_t* q, float* d,
+                                  int32_t* sums) {
+  Ints lanes[kScalesTogether];
+  for (int k = 0; k < kScalesTogether; ++k) {
+    d[k] = scales.d[k];
+    lanes[k] = quantize_block(x + 32 * k, 32, scales.d[k], scales.inverse[k], q + 32 * k, nullptr);
+  }
+  alignas(64) int32_t totals[16];
+  i_store(totals, i_some_totals<kScalesTogether>(lanes));
+  for (int k = 0; k < kScalesTogether; ++k) sums[k] = totals[some_lane<kScalesTogether>(k)];
 }
 
 void quantize_simd(const float* x, int n, int block, int8_t* q, float* d, int32_t* sums,
@@ -165,11 +178,15 @@ void quantize_simd(const float* x, int n, int block, int8_t* q, float* d, int32_
   for (int first = 0; first < n_blocks; first += kScalesTogether) {
     const int left = n_blocks - first, together = left < kScalesTogether ? left : kScalesTogether;
     const ScaleGroup scales(x + first * block, block, together, 127.0f);
+    if (block == 32 && together == kScalesTogether && sums16 == nullptr) {
+      quantize_eight(x + first * 32, scales, q + first * 32, d + first, sums + first);
+      continue;
+    }
     for (int k = 0; k < together; ++k) {
       const int b = first + k, at = b * block;
       d[b] = scales.d[k];
-      sums[b] = quantize_block(x + at, block, scales.d[k], scales.inverse[k], q + at,
-                               sums16 == nullptr ? nullptr : sums16 + at / 16);
+      sums[b] = i_total(quantize_block(x + at, block, scales.d[k], scales.inverse[k], q + at,
+                                       sums16 == nullptr ? nullptr : sums16 + at / 16));
     }
   }
 }

@@ -256,6 +256,9 @@ BANTAM_INLINE int32_t i_largest(Ints a) {
   x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
   return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
+BANTAM_INLINE void i_store(int32_t* p, Ints a) {
+  BANTAM_BOTH(_mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8 * i), a.v[i]));
+}
 BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const __m256i low = _mm256_set1_epi32(255);
   const __m256i a16 =
@@ -283,6 +286,13 @@ BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
   for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
   return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(largest)),
            _mm256_load_si256(reinterpret_cast<const __m256i*>(largest + 8))}};
+}
+template <int N>
+BANTAM_INLINE Ints i_some_totals(Ints* v) {
+  alignas(64) int32_t totals[16] = {};
+  for (int k = 0; k < N; ++k) totals[k] = i_total(v[k]);
+  return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(totals)),
+           _mm256_load_si256(reinterpret_cast<const __m256i*>(totals + 8))}};
 }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
   const __m128i x = load_16(p);

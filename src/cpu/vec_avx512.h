@@ -169,6 +169,7 @@ BANTAM_INLINE Ints i_round(Floats x) { return _mm512_cvtps_epi32(x); }
 BANTAM_INLINE int32_t i_total(Ints a) { return _mm512_reduce_add_epi32(a); }
 BANTAM_INLINE int32_t i_largest(Ints a) { return _mm512_reduce_max_epi32(a); }
 // The low bytes of 16 lanes.
+BANTAM_INLINE void i_store(int32_t* p, Ints a) { _mm512_storeu_si512(p, a); }
 BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }
@@ -370,6 +371,20 @@ BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
   const __m512i a = v[0], b = v[N / 8];
   const Ints x = i_max_unsigned(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
   return i_max_unsigned(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+}
+template <int N>
+BANTAM_INLINE Ints i_some_totals(Ints* v) {
+  for (int i = 0; i < N / 2; ++i) {
+    const __m512i a = v[2 * i], b = v[2 * i + 1];
+    v[i] = i_add(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < N / 4; ++i) {
+    const __m512i a = v[2 * i], b = v[2 * i + 1];
+    v[i] = i_add(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  }
+  const __m512i a = v[0], b = v[N / 8];
+  const Ints x = i_add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  return i_add(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
 }
 
 }  // namespace

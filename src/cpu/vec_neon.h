@@ -299,6 +299,7 @@ BANTAM_INLINE int32_t i_total(Ints a) {
 BANTAM_INLINE int32_t i_largest(Ints a) {
   return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
+BANTAM_INLINE void i_store(int32_t* p, Ints a) { BANTAM_FOUR(vst1q_s32(p + 4 * i, a.v[i])); }
 BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
   const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
@@ -319,6 +320,14 @@ BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
   for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
   Ints out;
   BANTAM_FOUR(out.v[i] = vreinterpretq_s32_u32(vld1q_u32(largest + 4 * i)));
+  return out;
+}
+template <int N>
+BANTAM_INLINE Ints i_some_totals(Ints* v) {
+  alignas(64) int32_t totals[16] = {};
+  for (int k = 0; k < N; ++k) totals[k] = i_total(v[k]);
+  Ints out;
+  BANTAM_FOUR(out.v[i] = vld1q_s32(totals + 4 * i));
   return out;
 }
 BANTAM_INLINE int8x16_t load_16(const void* p) { return vld1q_s8(static_cast<const int8_t*>(p)); }
