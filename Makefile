@@ -6,7 +6,7 @@ help:
 	@echo "make build      build/release/bin/bantam"
 	@echo "make test       everything that CI runs; test-full: whole matrices, and mutants"
 	@echo "make bench      speed of the built-in model (ARGS=\"-m FILE\" for another)"
-	@echo "make bench-kernels  speed of every kernel of the tables (ARGS=\"--isa avx512 --type q1_0\")"
+	@echo "make bench-kernels  speed of the kernels of the tables (ARGS=\"--isa avx512 --type q1_0\")"
 
 run: build
 	build/release/bin/bantam serve $(ARGS)

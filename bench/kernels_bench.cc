@@ -1,7 +1,8 @@
-// Speed of every slot of the kernel tables, instruction set by instruction set: the matrix products
-// of each weight type, activation rounding and number of rows, from rounded values and, where the
-// backend would, from tables; scores and weighted sums of each KV type; the row functions. Medians,
-// on all threads, beside the read bandwidth and the dot rate measured in the same run.
+// Speed of the slots of the kernel tables where time is spent, instruction set by instruction set
+// (not: packing, unpacking, tables, stores, rope, rotation, merging): the matrix products of each
+// weight type, activation rounding and number of rows, from rounded values and, where the backend
+// would, from tables; scores and weighted sums of each KV type; the row functions. Medians, on all
+// threads, beside the read bandwidth and the dot rate measured in the same run.
 // `kernels_bench --help` lists the flags.
 #include <algorithm>
 #include <atomic>

@@ -10,7 +10,7 @@ for package in cmake ninja-build clang-16 make git nlohmann-json3-dev libpcre2-d
 # libboost-dev (1.74) and libboost1.81-dev exclude each other: either will do.
 [ -e /usr/include/boost/beast.hpp ] || need libboost-dev
 if [ "$what" = test ]; then
-  for package in libgtest-dev libclang-rt-16-dev python3-venv curl; do need "$package"; done
+  for package in libgtest-dev libclang-rt-16-dev python3-venv curl strace; do need "$package"; done
   command -v chromium >/dev/null || need chromium
   # For aarch64: the emulator, GoogleTest's sources, a static PCRE2.
   for package in qemu-user-static googletest binutils; do need "$package"; done

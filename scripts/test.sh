@@ -87,7 +87,7 @@ for stage in "${stages[@]}"; do
       export BANTAM_SAMPLE=$([ "$full" = 1 ] && echo 5 || echo 61)
       for cpu in cortex-a57 cortex-a72 cortex-a76 max; do
         for program in weights_test pack_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
-        one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam"
+        one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam" build/release/bin/bantam
       done
       # Each CPU ran the tables it is there for.
       one neon-ran grep -q 'sets: scalar neon$' build/logs/cortex-a72-weights_test.log
@@ -95,8 +95,10 @@ for stage in "${stages[@]}"; do
       one i8mm-ran grep -q 'sets: scalar neon dotprod i8mm$' build/logs/max-weights_test.log
       for cpu in Nehalem Haswell; do
         for program in weights_test pack_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
-        one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam"
+        one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam" build/release/bin/bantam
       done
+      one scalar-ran grep -q 'sets: scalar$' build/logs/Nehalem-weights_test.log
+      one avx2-ran grep -q 'sets: scalar scalar_fma avx2$' build/logs/Haswell-weights_test.log
       unset BANTAM_SAMPLE ;;
     dev)
       build dev || continue

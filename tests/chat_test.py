@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """`bantam chat`, `bench`, `info` and the links as a user calls them."""
-import json, os, sys
+import json, os, shutil, subprocess, sys, tempfile
 sys.path[:0] = ["tests/support"]
 from harness import *
 
@@ -48,4 +48,29 @@ for program in ("llama-server", "llama-cli", "llama-bench", "llama-perplexity"):
     check(program + " --help", code == 0 and "-ctk" in out, code)
 code, out, err = run(["--version"])
 check("--version", code == 0 and "bantam" in out and "instruction sets here: scalar " in out and "; used: " in out, out)
+
+# A conversation longer than the context: with --context-shift its oldest part is left out, without the way out is named.
+talk = "Tell me a story.\nWhat is the capital of France?\nWhat is the capital of Denmark?\n"
+code, out, err = run(["chat", "--temp", "0", "-c", "512", "--context-shift", "--ignore-eos", "-n", "600"], stdin=talk)
+check("a long conversation goes on", code == 0 and "error:" not in err and "no longer fits" in err and out.count("capital of") >= 2, (code, err[-300:]))
+code, out, err = run(["chat", "--temp", "0", "-c", "256", "--ignore-eos"], stdin=talk)
+check("without a shift it says how to go on", "/clear starts anew" in err, (code, err[-300:]))
+
+# A prompt cache that cannot be written: the answer comes, the error is named, the old file stays as it was.
+home = tempfile.mkdtemp()
+saved = os.path.join(home, "saved")
+ask = ["chat", "-p", "What is the capital of France?", "--temp", "0", "--prompt-cache", saved]
+check("a prompt cache is written", run(ask)[0] == 0 and os.listdir(home) == ["saved"])
+before = open(saved, "rb").read()
+ask[2] = "What is the capital of Denmark?"
+for what in ("write:error=ENOSPC:when=1", "write:error=ENOSPC:when=3", "fsync:error=EIO", "rename,renameat,renameat2:error=EIO", "flock:error=ENOLCK"):
+    trace = failing_calls(what, saved, saved + ".unfinished")
+    if not trace:
+        not_run("a disk that fails: " + what, "needs strace and the right to trace")
+        continue
+    r = subprocess.run([*trace, f"{BIN}/bantam", *ask], capture_output=True, text=True, timeout=60)
+    fine = r.returncode == 1 and "Copenhagen" in r.stdout and r.stderr.count("error:") == 1 and f"'{saved}'" in r.stderr
+    check(f"a disk that fails: {what}", fine, (r.returncode, r.stdout, r.stderr[-300:]))
+    check(f"a disk that fails: {what}: the old file stays", os.listdir(home) == ["saved"] and open(saved, "rb").read() == before, os.listdir(home))
+shutil.rmtree(home)
 finish()

@@ -3,6 +3,7 @@
 import hashlib, json, os, subprocess, sys
 sys.path[:0] = ["tests/support", "tools"]
 import numpy as np
+import mixed_gguf
 import reference
 from harness import *
 
@@ -42,8 +43,11 @@ def main():
     synth = "build/cache/synth-tiny.gguf"
     os.makedirs("build/cache", exist_ok=True)
     subprocess.run([sys.executable, "tools/synth_gguf.py", "tiny", synth], check=True, capture_output=True)
+    mixes = [(mix, f"build/cache/mix-{mix.replace(' ', '-')}.gguf") for mix in mixed_gguf.MIXES]
+    for mix, path in mixes:
+        mixed_gguf.write(path, mix)
     rng = np.random.default_rng(7)
-    for name, model in (("tiny", TINY), ("smollm2", SMOLLM2), ("synthetic", synth)):
+    for name, model in (("tiny", TINY), ("smollm2", SMOLLM2), ("synthetic", synth), *mixes):
         oracle = reference.Model(model)
         n_vocab = oracle.w["token_embd.weight"].shape[0]
         ids = [int(i) for i in rng.integers(0, n_vocab - 8, 70)]
@@ -53,6 +57,10 @@ def main():
         print(f"{name}: --act f32, f32 KV: worst NMSE {nmse.max():.2e} of {len(ids)} positions")
         check(f"{name} NMSE", nmse.max() <= 1e-9, nmse.max())
         base = logits(model, ids, "-t", "2")
+        far = (((base - want) ** 2).sum(1) / (want ** 2).sum(1)).max()
+        print(f"{name}: default activations and KV: worst NMSE {far:.2e}")
+        if name in mixed_gguf.MIXES:
+            check(f"{name} default NMSE", far <= 5e-3, far)
         for args in (["-t", "1"], ["-t", "3"], ["-b", "1"], ["-b", "7"], ["-b", "33"], ["-b", "64"], ["-b", "all"], ["--beside", "2"]):
             same = logits(model, ids, *args).tobytes() == base.tobytes()
             check(f"{name} bits {' '.join(args)}", same, "logits differ")

@@ -166,7 +166,7 @@ if os.geteuid() == 0 and shutil.which("setpriv") and shutil.which("prlimit"):
     shutil.copy(f"{BIN}/bantam", reach)
     alone = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "prlimit", "--nproc=1"]
     if subprocess.run([*alone, "sh", "-c", "(true) & wait"], capture_output=True).returncode == 0:
-        print("a limit of processes: not run (it is not enforced here)")
+        not_run("a limit of processes", "it is not enforced here")
     else:
         r = subprocess.run([*alone, reach + "/bantam", "logits", "--tokens", "1", "-t", "4"], capture_output=True, text=True, timeout=60)
         said = "cannot start 4 threads (got 1): lower -t or raise the limit of processes"
@@ -181,7 +181,7 @@ if os.geteuid() == 0 and shutil.which("setpriv") and shutil.which("prlimit"):
             check(f"two threads of two: {words}", r.returncode == 0 and '"pos"' in r.stdout and words in r.stderr, (r.returncode, r.stderr[-300:]))
     shutil.rmtree(reach)
 else:
-    print("a limit of processes: not run (needs root, setpriv and prlimit)")
+    not_run("a limit of processes", "needs root, setpriv and prlimit")
 
 base = os.getpriority(os.PRIO_PROCESS, 0)
 server = Server("-C", hex(1 << cpus[0]), "-t", "2", "--prio", "-1")

@@ -956,6 +956,9 @@ TEST(Rows, QuantizeFollowsRule3) {
         Aligned<int16_t> sums16(n / 16);
         // With sums of 16 codes and without.
         for (int16_t* parts : {sums16.get(), static_cast<int16_t*>(nullptr)}) {
+          std::fill_n(q.get(), n, int8_t{99});
+          std::fill_n(d.get(), n / block, 99.0f);
+          std::fill_n(sums.get(), n / block, 99999);
           kernels_of(*isa).quantize(x.data(), n, block, q.get(), d.get(), sums.get(), parts);
           check_quantized(x, block, q.get(), d.get(), sums.get(), parts);
           if (HasFatalFailure()) return;

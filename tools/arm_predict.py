@@ -18,6 +18,8 @@ LOOPS = {"q1_0, block 128": ("q1_0_128", 128), "q1_0, block 32": ("q1_0_32", 32)
 PRODUCTS = {"sdot": 16, "smmla": 32, "smlal": 8, "smlal2": 8, "smull": 8, "smull2": 8}
 # Weights read for a token, of them by the down projection (blocks of 32): Bonsai's shapes.
 MODELS = {"8B": (7.568e9, 36 * 4096 * 12288), "4B": (4.022e9, 36 * 2560 * 9728), "1.7B": (1.720e9, 28 * 2048 * 6144)}
+# Of them the output matrix, which a prompt multiplies by its last row alone.
+OUTPUT = {"8B": 4096 * 151936, "4B": 2560 * 151936, "1.7B": 2048 * 151936}
 # board -> core, cores, GHz, working read bandwidth in GB/s (research figures, not measured by us)
 BOARDS = {"Pi 4": (1, 4, 1.5, 5.0), "Pi 5": (2, 4, 2.4, 13.8), "Jetson Nano CPU": (0, 4, 1.43, 8.5)}
 # TBL of one and of two table registers by the project's hardware notes (from Arm's guides): uops, latency, cycles between two.
@@ -109,7 +111,7 @@ def decode_tables(table):
     out += [row(name, [f"{c:.1f}" for c in line]) for name, line in table.items()]
     out += ["", "Averages over the matrices by weights (1-bit models; the down projection takes blocks of 32):", "",
             *head("model", names)]
-    mean = averages(table)
+    mean = averages(table, MODELS)
     out += [row(model, [f"{c:.1f}" for c in mean[model]]) for model in MODELS]
     out += ["", "Predicted tok/s at depth 0: by instructions / by bandwidth (1.125 bits a weight); the smaller one counts.", "",
             *head("board", MODELS)]
@@ -120,9 +122,9 @@ def decode_tables(table):
     return out
 
 
-def averages(table):
+def averages(table, models):
     mean = {}
-    for model, (total, down) in MODELS.items():
+    for model, (total, down) in models.items():
         pairs = zip(table["q1_0, block 128"], table["q1_0, block 32"])
         mean[model] = [a * (1 - down / total) + b * down / total for a, b in pairs]
     return mean
@@ -133,12 +135,13 @@ def prefill_tables(table, rows):
            *head("tile", [name for name, *_ in TILE_CORES])]
     for name, line in table.items():
         out.append(row(name, [f"{c:.1f} ({n})" for c, n in zip(line, rows[name])]))
-    mean = averages(table)
-    out += ["", "Predicted prompt tok/s by instructions, products of weights alone (attention comes on top):", "",
+    models = {name: (total - OUTPUT[name], down) for name, (total, down) in MODELS.items()}
+    mean = averages(table, models)
+    out += ["", "Predicted prompt tok/s by instructions, products of weights alone, without the output matrix (attention comes on top):", "",
             *head("board", MODELS)]
     for board, (core, n, ghz, _) in BOARDS.items():
         out.append(row(f"{board} ({n} × {ghz} GHz)", [f"{n * ghz * 1e9 * 128 / mean[model][core] / total:.1f}"
-                                                      for model, (total, _) in MODELS.items()]))
+                                                      for model, (total, _) in models.items()]))
     return out
 
 

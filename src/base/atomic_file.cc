@@ -60,7 +60,14 @@ Result<AtomicFile> AtomicFile::create(const std::string& path, Hook hook) {
   const int fd = ::open(file.unfinished_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd < 0) return file.error("write");
   // The lock ends with its process. A writer that finished meanwhile has renamed this very file.
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 || !same_file(fd, file.unfinished_)) {
+  const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) {
+    const Error error = file.error("lock");
+    ::close(fd);
+    ::unlink(file.unfinished_.c_str());
+    return error;
+  }
+  if (!locked || !same_file(fd, file.unfinished_)) {
     ::close(fd);
     return Error{ErrorKind::busy, "'" + path + "' is being written by another process; try again"};
   }

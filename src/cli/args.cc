@@ -198,7 +198,8 @@ std::string help_text(Command command) {
     if (*flag.env != '\0') line += " [" + std::string(flag.env) + "]";
     text += line + "\n";
   }
-  return text + "  types of K and V: " + kv_type_list() + "\n";
+  return text + "  types of K and V: " + kv_type_list() +
+         "\n  BANTAM_ISA=NAME in the environment: an instruction set that --version names\n";
 }
 
 Result<std::vector<int>> parse_list(const std::string& name, const std::string& text, int min,

@@ -2,6 +2,7 @@
 // leaves with 130.
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <future>
@@ -43,9 +44,39 @@ class Chat {
   }
 
  private:
-  Status answer() {
+  // The oldest question and its answer, if there is one beside the question at hand.
+  bool forget_oldest() {
+    const auto first =
+        std::find_if(messages_.begin(), messages_.end(),
+                     [](const ChatMessage& message) { return message.role == "user"; });
+    const auto next =
+        std::find_if(first == messages_.end() ? first : first + 1, messages_.end(),
+                     [](const ChatMessage& message) { return message.role == "user"; });
+    if (next == messages_.end()) return false;
+    messages_.erase(first, next);
+    return true;
+  }
+
+  // The conversation as a prompt. With --context-shift what no longer fits is left out from its
+  // oldest question on: the cache has dropped that part by then.
+  Result<std::vector<int32_t>> encode() {
+    const auto n_ctx = static_cast<size_t>(engine_.model().report().n_ctx);
     Result<std::vector<int32_t>> prompt =
         encode_chatml(engine_.model().tokenizer(), messages_, true);
+    int n_forgotten = 0;
+    while (options_.engine.context_shift && prompt && prompt->size() >= n_ctx && forget_oldest()) {
+      prompt = encode_chatml(engine_.model().tokenizer(), messages_, true);
+      ++n_forgotten;
+    }
+    if (n_forgotten > 0) {
+      log_warn("the conversation no longer fits: its oldest {} of questions and answers left out",
+               n_forgotten == 1 ? "pair" : std::to_string(n_forgotten) + " pairs");
+    }
+    return prompt;
+  }
+
+  Status answer() {
+    Result<std::vector<int32_t>> prompt = encode();
     if (!prompt) return prompt.error();
     GenRequest request;
     request.prompt = std::move(*prompt);
@@ -56,8 +87,11 @@ class Chat {
     request.ignore_eos = options_.ignore_eos;
     Result<Answer> answer = run(std::move(request));
     if (!answer) {
+      const bool alone = messages_.size() < 3;
       messages_.pop_back();
-      return answer.error();
+      Error error = answer.error();
+      if (error.kind == ErrorKind::too_long && !alone) error.message += "; /clear starts anew";
+      return error;
     }
     std::fputs("\n", stdout);
     std::fflush(stdout);

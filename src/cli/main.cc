@@ -37,11 +37,13 @@ std::string usage() {
   std::string text = "usage: bantam COMMAND [flags]   (bantam COMMAND --help lists them)\n";
   for (const CommandRow& row : kCommands) {
     std::string line = std::string("  ") + row.name;
-    line.resize(12, ' ');
+    line.resize(13, ' ');
     text += line + row.help +
             (*row.link != '\0' ? std::string(" (also as ") + row.link + ")" : "") + "\n";
   }
-  return text + "without -m the built-in model answers\n";
+  return text +
+         "without -m the built-in model answers; BANTAM_ISA=NAME in the environment forces one of "
+         "the\ninstruction sets that --version names\n";
 }
 
 // Under llama.cpp's names, its exit codes: 1 for wrong usage and for what cannot be loaded.

@@ -1,7 +1,7 @@
 // The kernel table: one function pointer for each thing a CPU does, filled first with `scalar`
 // (canonical arithmetic of docs/NUMERICS.md), then overwritten by an instruction set. No slot is
 // ever null. Kernels trust their arguments: shapes are checked when planning. Every slot equals
-// scalar bit for bit; tests/kernels_test.cc runs each row of the table.
+// scalar bit for bit; tests/weights_test.cc and tests/attend_test.cc run each row.
 #pragma once
 
 #include <cstddef>

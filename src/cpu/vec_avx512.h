@@ -168,8 +168,8 @@ BANTAM_INLINE Floats f_of_dot(Ints dot, const int32_t* sum) {
 BANTAM_INLINE Ints i_round(Floats x) { return _mm512_cvtps_epi32(x); }
 BANTAM_INLINE int32_t i_total(Ints a) { return _mm512_reduce_add_epi32(a); }
 BANTAM_INLINE int32_t i_largest(Ints a) { return _mm512_reduce_max_epi32(a); }
-// The low bytes of 16 lanes.
 BANTAM_INLINE void i_store(int32_t* p, Ints a) { _mm512_storeu_si512(p, a); }
+// The low bytes of 16 lanes.
 BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }

@@ -279,7 +279,8 @@ std::vector<std::string> report_lines(const ModelReport& r) {
   lines.push_back("device: CPU " + r.cpu + ", " + r.isa + ", " + std::to_string(r.n_threads) +
                   " threads (batch " + std::to_string(r.n_threads_batch) + ")");
   if (r.isa.starts_with("scalar")) {
-    lines.push_back("this CPU has no vector kernels in this build yet: " + r.isa + " runs, slowly");
+    lines.push_back(r.isa + " runs, slowly: this CPU has no vector kernels here, or BANTAM_ISA " +
+                    "forbids them");
   }
   lines.push_back("attention: " + r.attention);
   lines.push_back("context: " + std::to_string(r.n_ctx) + " positions in each of " +

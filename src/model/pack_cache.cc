@@ -259,7 +259,9 @@ Result<bool> PackCache::write(std::span<const std::byte> data, bool keep,
   // One writer: the lock ends with its process, so what a killed one left is taken over.
   if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) return false;
-    return failed(reason("lock", unfinished_));
+    const Error error = failed(reason("lock", unfinished_));
+    ::unlink(unfinished_.c_str());  // a file system without locks: nobody else is writing either
+    return error;
   }
   // Between opening and locking the last writer may have renamed this very file into place, where
   // others map it: it must not be touched.

@@ -1,5 +1,5 @@
 """Small helpers of the Python tests: the binaries, counting, a server on a free port."""
-import json, os, re, subprocess, sys, threading, http.client
+import json, os, re, shutil, subprocess, sys, threading, http.client
 
 BIN = os.environ.get("BANTAM_BIN", "build/release/bin")
 SMOLLM2 = os.environ.get("BANTAM_SMOLLM2", "build/models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -24,6 +24,15 @@ def not_run(name, why):
     skipped += 1
     print(f"not run: {name}: {why}")
     sys.stdout.flush()
+
+
+def failing_calls(what, *paths):
+    """The start of a command line whose system calls on `paths` fail as strace's `inject` says, or None where nobody may trace."""
+    strace = shutil.which("strace")
+    if not strace or os.environ.get("ASAN_OPTIONS") or subprocess.run([strace, "-o", "/dev/null", "true"], capture_output=True).returncode != 0:
+        return None
+    on = [word for path in paths for form in (path, os.path.abspath(path)) for word in ("-P", form)]
+    return [strace, "-f", "-qq", "-o", "/dev/null", *on, "-e", "inject=" + what]
 
 
 def finish():
