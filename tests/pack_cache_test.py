@@ -43,6 +43,17 @@ check("without", code == 0 and len(plain) > 1000 and "mapped" not in err, err[-3
 check("no progress below a second", "loading weights:" not in err, err)
 check("one line says how long", len(re.findall(r"weights loaded in \d+\.\d\d s \(read ", err)) == 1, err)
 
+# One copy of the weights: the most that was ever in memory is what the plan said before a weight was read, nothing beside it.
+with subprocess.Popen([f"{BIN}/bantam", "logits", "-m", SMOLLM2, "--tokens", "1,2,3", "-c", "512"], stdout=subprocess.DEVNULL,
+                      stderr=subprocess.PIPE, text=True) as process:
+    err = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+planned = re.search(r"memory: weights ([\d.]+) \+ .* = ([\d.]+) MiB of", err)
+peak = usage.ru_maxrss / 1024
+print(f"peak {peak:.1f} MiB, planned {planned and planned[2]} MiB")
+check("the peak while loading is within the plan", status == 0 and float(planned[1]) < peak <= float(planned[2]) < float(planned[1]) + 40, (peak, err[-300:]))
+
 
 def maps(name, cache, path=model, expected=None, env=None, more=()):
     code, out, err = start(cache, path, env=env or {}, more=more)

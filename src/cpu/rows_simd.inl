@@ -159,7 +159,8 @@ BANTAM_INLINE Ints quantize_block(const float* x, int block, float d, float inve
   return total;
 }
 
-// Eight blocks of 32, whose sums are worked out together too.
+// Eight blocks of 32, whose sums are worked out together too (Xeon, AVX-512, bytes a cycle, medians
+// of 15 runs beside neighbours: 2,048 columns 4.2 -> 6.6, 576 columns 3.9 -> 4.6).
 BANTAM_INLINE void quantize_eight(const float* x, const ScaleGroup& scales, int8_t* q, float* d,
                                   int32_t* sums) {
   Ints lanes[kScalesTogether];
