@@ -53,8 +53,14 @@ check("--version", code == 0 and "bantam" in out and "instruction sets here: sca
 talk = "Tell me a story.\nWhat is the capital of France?\nWhat is the capital of Denmark?\n"
 code, out, err = run(["chat", "--temp", "0", "-c", "512", "--context-shift", "--ignore-eos", "-n", "600"], stdin=talk)
 check("a long conversation goes on", code == 0 and "error:" not in err and "no longer fits" in err and out.count("capital of") >= 2, (code, err[-300:]))
+# A question that is too long for any context leaves the conversation as it was.
+long = "word " * 2000
+code, out, err = run(["chat", "--temp", "0", "-c", "512", "--context-shift"], stdin=f"What is the capital of France?\n{long}\n/regen\n")
+said = [line for line in err.splitlines() if "error:" in line]
+check("a question too long alone", len(said) == 1 and "exceeds" in said[0] and "/clear" not in said[0] and "no longer fits" not in err, said)
 code, out, err = run(["chat", "--temp", "0", "-c", "256", "--ignore-eos"], stdin=talk)
-check("without a shift it says how to go on", "/clear starts anew" in err, (code, err[-300:]))
+said = [line for line in err.splitlines() if "error:" in line]
+check("without a shift it says how to go on", said != [] and all("exceeds" in x and "/clear starts anew" in x for x in said), (code, err[-300:]))
 
 # A prompt cache that cannot be written: the answer comes, the error is named, the old file stays as it was.
 home = tempfile.mkdtemp()

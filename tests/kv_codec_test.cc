@@ -1,5 +1,5 @@
-// The encoder of the KV cache (NUMERICS rule 7) against an oracle that shares no code with it: scales in double, halves by the compiler's
-// own type, codes by search. The vector sets' stores are compared with this one bit for bit in attend_test.
+// The encoder of the KV cache (NUMERICS rule 7) against an oracle that shares no code with it: halves by the compiler's own type, codes by
+// search. The vector sets' stores are compared with this one bit for bit in attend_test.
 #include "codec/kv_codec.h"
 
 #include <gtest/gtest.h>
@@ -83,7 +83,30 @@ Want expected(KvType type, const std::vector<float>& x) {
   return want;
 }
 
-constexpr int kKinds = 10;
+constexpr int kKinds = 11;
+
+// Steps between the code of zero and that of the extreme value, or between the lowest and the highest one.
+int steps_of(KvType type) {
+  return type == KvType::q8_0 || type == KvType::iq4_nl ? 127 : type == KvType::q5_1 ? 31 : type == KvType::q4_1 ? 15 : type == KvType::q5_0 ? 16 : 8;
+}
+
+// Values in the middle between two codes, for any scale that fp16 has.
+std::vector<float> ties_of(std::mt19937& random, KvType type) {
+  const bool minimum = type == KvType::q4_1 || type == KvType::q5_1, table = type == KvType::iq4_nl;
+  const int steps = steps_of(type);
+  const float d = half_value(half_bits(0.01 + random() % 100000 * 1e-5)), low = minimum ? half_value(half_bits(-8.0 - random() % 64)) : 0.0f;
+  std::vector<float> x(32);
+  for (float& v : x) {
+    const size_t k = random() % 15;
+    const float middle = table ? static_cast<float>(kTableOfIq4Nl[k] + kTableOfIq4Nl[k + 1]) / 2 : static_cast<float>(static_cast<int>(random() % static_cast<unsigned>(steps))) + 0.5f;
+    v = low + middle * d * (minimum || table || random() % 2 == 0 ? 1.0f : -1.0f);
+  }
+  const size_t at = random() % 31;
+  x[at] = low + static_cast<float>(steps) * d * (minimum || random() % 2 == 0 ? 1.0f : -1.0f);
+  if (table) x[at] = -127.0f * d;
+  if (minimum) x[at + 1] = low;
+  return x;
+}
 
 std::vector<float> block_of(std::mt19937& random, int kind) {
   std::normal_distribution<float> normal;
@@ -112,15 +135,12 @@ void check_blocks() {
   for (int kind = 0; kind < kKinds; ++kind) {
     for (int i = 0; i < 3000; ++i) {
       std::mt19937 random(static_cast<uint32_t>(kind * 10000 + i));
-      const std::vector<float> x = block_of(random, kind);
+      const std::vector<float> x = kind == kKinds - 1 ? ties_of(random, Type) : block_of(random, kind);
       const Want want = expected(Type, x);
       KvBlock got;
       Codec::encode(x.data(), got);
       const std::string what = std::string(kKvTypes[static_cast<int>(Type)].name) + " kind " + std::to_string(kind) + " block " + std::to_string(i);
-      ASSERT_EQ(got.d & 0x7fff, want.d & 0x7fff) << what;
-      if (want.d != 0) {
-        ASSERT_EQ(got.d, want.d) << what;
-      }
+      ASSERT_EQ(got.d, want.d) << what;
       ASSERT_EQ(got.m, want.m) << what;
       for (size_t k = 0; k < 32; ++k) ASSERT_EQ(Codec::value(got.code[k]), want.values[k]) << what << " value " << k << " = " << x[k];
       finite += want.d != 0x7e00 ? 1 : 0;
@@ -182,10 +202,12 @@ TEST(KvCodec, TiesOfTheTableGoToTheLowerIndex) {
 TEST(KvCodec, FloatsAreRoundedToNearestEven) {
   std::mt19937 random(3);
   for (int i = 0; i < 400000; ++i) {
-    // Half of them on or beside the middle of two halves and of two brains.
+    // A quarter each: any bits, on and beside the middle of two brains, of two halves, of two small halves.
     uint32_t bits = random();
-    if (i % 2 == 0) bits = (bits & 0xffff0000u) | (i % 4 == 0 ? 0x8000u : 0x7fffu + (random() & 2));
-    if (i % 8 == 6) bits = (bits & 0x800fe000u) | 0x38001000u;
+    const uint32_t beside = static_cast<uint32_t>(random() % 3) - 1;
+    if (i % 4 == 1) bits = (bits & 0xffff0000u) + 0x8000u + beside;
+    if (i % 4 == 2) bits = ((bits & 0x87ffe000u) | 0x38801000u) + beside;
+    if (i % 4 == 3) bits = ((bits & 0x807fc000u) | 0x38002000u) + beside;
     const float x = std::bit_cast<float>(bits);
     std::byte half[2], brain[2];
     FloatF16::store(x, half);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -544,6 +545,23 @@ TEST_F(SavedFile, OneWriterAtATime) {
   EXPECT_EQ(written.error().kind, ErrorKind::busy);
   ASSERT_TRUE(other->commit().ok());
   EXPECT_TRUE(f.save(0, path).ok());
+}
+
+// Where locks fail another process may take the name away and begin a file of its own: nobody's half file gets the good name.
+TEST_F(SavedFile, AFileOfAnotherIsNeverRenamed) {
+  Filled f(KvType::q8_0, KvType::q8_0, 256);
+  f.append(0, 30, 1);
+  ASSERT_TRUE(f.save(0, path).ok());
+  const Bytes good = read();
+  const std::string unfinished = path + ".unfinished";
+  const Result<int64_t> written = f.save(0, path, [&](const char* call) {
+    if (std::string(call) != "rename") return;
+    ASSERT_EQ(::unlink(unfinished.c_str()), 0);
+    std::ofstream(unfinished) << "half a file";
+  });
+  ASSERT_FALSE(written.ok());
+  EXPECT_EQ(read(), good);
+  EXPECT_EQ(std::filesystem::file_size(unfinished), 11u);
 }
 
 }  // namespace

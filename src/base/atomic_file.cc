@@ -57,14 +57,18 @@ Error AtomicFile::error(const char* what) const {
 Result<AtomicFile> AtomicFile::create(const std::string& path, Hook hook) {
   AtomicFile file(path, -1, std::move(hook));
   file.step("open");
-  const int fd = ::open(file.unfinished_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  constexpr int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW;
+  int fd = ::open(file.unfinished_.c_str(), how | O_EXCL, 0600);
+  const bool created = fd >= 0;
+  if (!created) fd = ::open(file.unfinished_.c_str(), how, 0600);
   if (fd < 0) return file.error("write");
   // The lock ends with its process. A writer that finished meanwhile has renamed this very file.
   const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
   if (!locked && errno != EWOULDBLOCK) {
     const Error error = file.error("lock");
+    // Whoever locked it meanwhile sees the name gone before renaming.
+    if (created && same_file(fd, file.unfinished_)) ::unlink(file.unfinished_.c_str());
     ::close(fd);
-    ::unlink(file.unfinished_.c_str());
     return error;
   }
   if (!locked || !same_file(fd, file.unfinished_)) {
@@ -101,6 +105,11 @@ Status AtomicFile::sync() {
 Status AtomicFile::commit() {
   if (Status status = sync(); !status) return status;
   step("rename");
+  // Another process may have removed the name, and a third one begun a file under it.
+  if (!same_file(fd_, unfinished_)) {
+    ::close(std::exchange(fd_, -1));
+    return failed("cannot rename '" + path_ + "': its unfinished file was removed meanwhile");
+  }
   if (::rename(unfinished_.c_str(), path_.c_str()) != 0) return error("rename");
   ::close(std::exchange(fd_, -1));
   // The name itself: without this a power cut may bring the old file back.

@@ -44,39 +44,51 @@ class Chat {
   }
 
  private:
-  // The oldest question and its answer, if there is one beside the question at hand.
-  bool forget_oldest() {
-    const auto first =
-        std::find_if(messages_.begin(), messages_.end(),
-                     [](const ChatMessage& message) { return message.role == "user"; });
-    const auto next =
-        std::find_if(first == messages_.end() ? first : first + 1, messages_.end(),
-                     [](const ChatMessage& message) { return message.role == "user"; });
-    if (next == messages_.end()) return false;
-    messages_.erase(first, next);
+  typedef std::vector<ChatMessage> Messages;
+
+  static bool is_question(const ChatMessage& message) { return message.role == "user"; }
+
+  // Without the oldest question and its answer, if there is one beside the question at hand.
+  static bool forget_oldest(Messages& messages) {
+    const auto first = std::find_if(messages.begin(), messages.end(), is_question);
+    if (first == messages.end()) return false;
+    const auto next = std::find_if(first + 1, messages.end(), is_question);
+    if (next == messages.end()) return false;
+    messages.erase(first, next);
     return true;
   }
 
-  // The conversation as a prompt. With --context-shift what no longer fits is left out from its
-  // oldest question on: the cache has dropped that part by then.
-  Result<std::vector<int32_t>> encode() {
+  Result<std::vector<int32_t>> encode(const Messages& messages) const {
+    return encode_chatml(engine_.model().tokenizer(), messages, true);
+  }
+
+  // The conversation as a prompt. With --context-shift one that no longer fits loses its oldest
+  // questions and answers, until a quarter of the context is free for what comes.
+  Result<std::vector<int32_t>> encode_what_fits() {
     const auto n_ctx = static_cast<size_t>(engine_.model().report().n_ctx);
-    Result<std::vector<int32_t>> prompt =
-        encode_chatml(engine_.model().tokenizer(), messages_, true);
-    int n_forgotten = 0;
-    while (options_.engine.context_shift && prompt && prompt->size() >= n_ctx && forget_oldest()) {
-      prompt = encode_chatml(engine_.model().tokenizer(), messages_, true);
-      ++n_forgotten;
-    }
-    if (n_forgotten > 0) {
-      log_warn("the conversation no longer fits: its oldest {} of questions and answers left out",
-               n_forgotten == 1 ? "pair" : std::to_string(n_forgotten) + " pairs");
-    }
+    Result<std::vector<int32_t>> whole = encode(messages_);
+    if (!options_.engine.context_shift || !whole || whole->size() < n_ctx) return whole;
+    Messages kept = messages_;
+    Result<std::vector<int32_t>> prompt = whole;
+    while (prompt && prompt->size() >= n_ctx / 4 * 3 && forget_oldest(kept)) prompt = encode(kept);
+    if (!prompt || prompt->size() >= n_ctx) return whole;
+    log_warn("the conversation no longer fits: its oldest {} messages are left out",
+             messages_.size() - kept.size());
+    messages_ = std::move(kept);
     return prompt;
   }
 
+  // Whether the last question would fit if the conversation began with it.
+  bool fits_alone() const {
+    Messages last = messages_;
+    while (forget_oldest(last)) {
+    }
+    const Result<std::vector<int32_t>> prompt = encode(last);
+    return prompt && prompt->size() < static_cast<size_t>(engine_.model().report().n_ctx);
+  }
+
   Status answer() {
-    Result<std::vector<int32_t>> prompt = encode();
+    Result<std::vector<int32_t>> prompt = encode_what_fits();
     if (!prompt) return prompt.error();
     GenRequest request;
     request.prompt = std::move(*prompt);
@@ -87,10 +99,11 @@ class Chat {
     request.ignore_eos = options_.ignore_eos;
     Result<Answer> answer = run(std::move(request));
     if (!answer) {
-      const bool alone = messages_.size() < 3;
-      messages_.pop_back();
       Error error = answer.error();
-      if (error.kind == ErrorKind::too_long && !alone) error.message += "; /clear starts anew";
+      if (error.kind == ErrorKind::too_long && fits_alone()) {
+        error.message += "; /clear starts anew";
+      }
+      messages_.pop_back();
       return error;
     }
     std::fputs("\n", stdout);

@@ -31,7 +31,7 @@ static constexpr float kExpC4 = 0x1.555556p-5f;
 static constexpr float kExpC3 = 0x1.555556p-3f;
 static constexpr float kExpC2 = 0.5f;
 
-// exp for x <= 88 with relative error <= 2 ulp (measured in tests/rows_test.cc); exp(x < -87) = +0,
+// exp for x <= 88, relative error <= 2 ulp (measured in tests/weights_test.cc); exp(x < -87) = +0,
 // exp(x > 88) = +inf, exp(+-0) = 1, NaN stays NaN.
 static inline float exp_f32(float x) {
   if (x < kExpLowest) return 0.0f;

@@ -253,14 +253,18 @@ Result<bool> PackCache::write(std::span<const std::byte> data, bool keep,
   if (::mkdir(folder_.c_str(), 0777) != 0 && errno != EEXIST) {
     return failed(reason("create the folder", folder_));
   }
-  const int fd = ::open(unfinished_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+  constexpr int how = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW;
+  int fd = ::open(unfinished_.c_str(), how | O_EXCL, 0666);
+  const bool created = fd >= 0;
+  if (!created) fd = ::open(unfinished_.c_str(), how, 0666);
   if (fd < 0) return failed(reason("write", unfinished_));
   const Closing closing(fd);
   // One writer: the lock ends with its process, so what a killed one left is taken over.
   if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) return false;
     const Error error = failed(reason("lock", unfinished_));
-    ::unlink(unfinished_.c_str());  // a file system without locks: nobody else is writing either
+    // Whoever locked it meanwhile sees the name gone before renaming.
+    if (created && same_file(fd, unfinished_)) ::unlink(unfinished_.c_str());
     return error;
   }
   // Between opening and locking the last writer may have renamed this very file into place, where
@@ -268,7 +272,7 @@ Result<bool> PackCache::write(std::span<const std::byte> data, bool keep,
   if (!same_file(fd, unfinished_)) return false;
   Status status = write_locked(fd, data, keep, progress);
   if (!status) {
-    ::unlink(unfinished_.c_str());
+    if (same_file(fd, unfinished_)) ::unlink(unfinished_.c_str());
     return status.error();
   }
   return true;
@@ -303,6 +307,8 @@ Status PackCache::write_locked(int fd, std::span<const std::byte> data, bool kee
     if (progress) progress(at + n, total);
   }
   if (::fsync(fd) != 0) return failed(reason("write", unfinished_));
+  // Another process may have removed the name, and a third one begun a file under it.
+  if (!same_file(fd, unfinished_)) return failed("'" + unfinished_ + "' was removed meanwhile");
   if (::rename(unfinished_.c_str(), path_.c_str()) != 0)
     return failed(reason("rename", unfinished_));
   // The name itself; without it a power cut costs the file, nothing else.

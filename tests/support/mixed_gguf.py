@@ -31,6 +31,9 @@ def weights(rng, name, rows, cols):
     _, per, size, scale, minimum, largest, zero, beside = FORMATS[name]
     n = rows * cols // per
     blocks = rng.integers(0, 256, (n, size), dtype=np.uint8)
+    if name in ("q2_0", "pq2_0"):  # -1, 0 and 1: with 2 as well all rows would have one large common part
+        codes = rng.integers(0, 3, (n, size - 2, 4), dtype=np.uint8)
+        blocks[:, 2:] = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(2).astype(np.uint8)
     d = (0.7 + 0.6 * rng.random(n)) * 4 / (np.sqrt(cols) * max(largest, 2) * beside)
     blocks[:, scale:scale + 2] = d.astype("<f2").view(np.uint8).reshape(n, 2)
     if minimum is not None:  # q4_k subtracts it, times a number as large as the scale's
