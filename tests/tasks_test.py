@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """tasks.jsonl through the server, every KV type: a broken cache shows up here first.
 
-Two limits for each type, on all 420 tasks (f16, q8_0; the others with BANTAM_FULL=1) or on every sixth: how many answers differ from the float
-model's and how many of its right answers are lost; one more is no fault, but with f16 and q8_0. Whole, f32 differs in 5 (of digits that it guesses:
-rounding the activations decides them too), 5 bits in 12 and 14, 4 bits in 23 to 28; docs/QUALITY.md lists every change against f16."""
+f16 and q8_0 always run whole and may change at most 1 % of the answers, with BANTAM_FULL=1 also f32 and bf16, the others 5 % (not met: f32 differs
+in 5, q4_1 in 23, q4_0 in 28 of 420, mostly of digits that the float model guesses; docs/QUALITY.md lists every change against f16). Otherwise the
+others run every sixth task with limits above what they change there. And in every run hardly a right answer of the float model's may be lost."""
 import json, sys
 sys.path[:0] = ["tests/support"]
 from harness import *
 
 tasks = [json.loads(line) for line in open("tests/data/tasks.jsonl")]
-CHANGED = dict.fromkeys("f32 f16 bf16 q8_0".split(), 0.01) | dict.fromkeys("q5_1 q5_0".split(), 0.04) | dict.fromkeys("q4_1 q4_0 iq4_nl".split(), 0.08)
-for kind, limit in CHANGED.items():
-    most_lost = 0.005 if limit == 0.01 else 0.02
+TYPES = "f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl".split()
+for kind in TYPES:
+    wide = kind in ("f32", "f16", "bf16", "q8_0")
     server = Server("-ctk", kind, "-ctv", kind, "-lv", "3")
     chosen = tasks if FULL or kind in ("f16", "q8_0") else tasks[::6]
     changed, lost, right = [], 0, 0
@@ -25,8 +25,14 @@ for kind, limit in CHANGED.items():
     print(f"{kind}: {len(changed)} of {len(chosen)} answers differ from the float model's, {right} right, {lost} of its right ones lost")
     for item in changed[:3]:
         print("   ", item)
-    spare = 0 if kind in ("f16", "q8_0") else 1
-    check(f"{kind}: at most {limit:.0%} and {spare} differ", len(changed) <= limit * len(chosen) + spare, len(changed))
-    check(f"{kind}: at most {most_lost:.1%} and {spare} are lost", lost <= most_lost * len(chosen) + spare, lost)
+    whole = len(chosen) == len(tasks)
+    if whole:
+        limit = 0.01 if wide else 0.05
+        check(f"{kind}: at most {limit:.0%} differ", len(changed) <= limit * len(chosen), len(changed))
+    else:
+        limit = 1 if wide else 3 if kind.startswith("q5") else 6
+        check(f"{kind}: at most {limit} of the sample differ", len(changed) <= limit, len(changed))
+    most_lost = (2 if wide else 8) if whole else 1
+    check(f"{kind}: at most {most_lost} are lost", lost <= most_lost, lost)
     check(f"{kind}: server ends cleanly", server.stop() == 0)
 finish()

@@ -358,33 +358,30 @@ BANTAM_INLINE Floats f_some_trees(Floats* v) {
                                  _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
   return _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
 }
-template <int N>
-BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+// All lanes of each of N vectors into one by `join`.
+template <int N, class Join>
+BANTAM_INLINE Ints i_joined(Ints* v, Join join) {
   for (int i = 0; i < N / 2; ++i) {
     const __m512i a = v[2 * i], b = v[2 * i + 1];
-    v[i] = i_max_unsigned(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    v[i] = join(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
   }
   for (int i = 0; i < N / 4; ++i) {
     const __m512i a = v[2 * i], b = v[2 * i + 1];
-    v[i] = i_max_unsigned(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    v[i] = join(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
   }
   const __m512i a = v[0], b = v[N / 8];
-  const Ints x = i_max_unsigned(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-  return i_max_unsigned(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+  const Ints x = join(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  return join(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+}
+template <int N>
+BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
+  return i_joined<N>(
+      v, [](Ints a, Ints b) __attribute__((always_inline)) { return i_max_unsigned(a, b); });
 }
 template <int N>
 BANTAM_INLINE Ints i_some_totals(Ints* v) {
-  for (int i = 0; i < N / 2; ++i) {
-    const __m512i a = v[2 * i], b = v[2 * i + 1];
-    v[i] = i_add(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
-  }
-  for (int i = 0; i < N / 4; ++i) {
-    const __m512i a = v[2 * i], b = v[2 * i + 1];
-    v[i] = i_add(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
-  }
-  const __m512i a = v[0], b = v[N / 8];
-  const Ints x = i_add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-  return i_add(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+  return i_joined<N>(
+      v, [](Ints a, Ints b) __attribute__((always_inline)) { return i_add(a, b); });
 }
 
 }  // namespace
