@@ -27,16 +27,16 @@ struct KeyDot<Codec, false> {
   BANTAM_INLINE Ints sum() const { return small_sum(acc); }
 };
 
-// What is subtracted from the dots and, for codes above a minimum, the float sums: of each row and
-// block, once for the tile.
+// Where the dots start instead of at 0 (minus the bias of the codes times the sum of the query)
+// and, for codes above a minimum, the float sums: of each row and block, once for the tile.
 template <class Codec>
 struct QuerySums {
-  int32_t bias[KeyDot<Codec>::bias != 0 ? kRowsTogether * (kMostHeadDim / 32) : 1];
+  int32_t start[KeyDot<Codec>::bias != 0 ? kRowsTogether * (kMostHeadDim / 32) : 1];
   float sum[Codec::minimum ? kRowsTogether * (kMostHeadDim / 32) : 1];
 
   QuerySums(const int16_t* sums16, int n) {
     for (int i = 0; KeyDot<Codec>::bias != 0 && i < n; ++i) {
-      bias[i] = KeyDot<Codec>::bias * (sums16[2 * i] + sums16[2 * i + 1]);
+      start[i] = -KeyDot<Codec>::bias * (sums16[2 * i] + sums16[2 * i + 1]);
     }
     for (int i = 0; Codec::minimum && i < n; ++i) {
       sum[i] = static_cast<float>(sums16[2 * i] + sums16[2 * i + 1]);
@@ -66,6 +66,10 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   for (int r = 0; r < args.n_rows; ++r) {
     const int8_t* q = args.q + int64_t{r} * hd + 32 * b;
     KeyDot<Codec> dots[2][kSumChains];
+    constexpr bool biased = KeyDot<Codec>::bias != 0;
+    if constexpr (biased && kSumsStartAnywhere) {
+      for (int h = 0; h < 2; ++h) dots[h][0].acc = value_start(sums.start[r * (hd / 32) + b]);
+    }
     for (int i = 0; i < 8; ++i) {
       const Quad x = quad(q + 4 * i);
       for (int h = 0; h < 2; ++h) dots[h][i % kSumChains].add(keys[i][h], x);
@@ -74,8 +78,8 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
     for (int h = 0; h < 2; ++h) {
       Ints dot = dots[h][0].sum();
       for (int k = 1; k < kSumChains; ++k) dot = i_add(dot, dots[h][k].sum());
-      if constexpr (KeyDot<Codec>::bias != 0) {
-        dot = i_sub(dot, i_set(sums.bias[r * (hd / 32) + b]));
+      if constexpr (biased && !kSumsStartAnywhere) {
+        dot = i_add(dot, i_set(sums.start[r * (hd / 32) + b]));
       }
       Floats s = first ? f_zero() : f_load(out + 16 * h);
       s = f_fma(f_from_ints(dot), d[h], s);

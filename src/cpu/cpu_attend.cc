@@ -119,11 +119,10 @@ const std::byte* CpuBackend::tile_ahead(const AttentionPlan& plan, const PageVie
   return i < next.n_tiles ? next.k + i * plan.tile_bytes_k() : nullptr;
 }
 
-int CpuBackend::visible_in_page(const AttendStep& step, const AttendBlock& block, int query,
+int CpuBackend::visible_in_page(const AttendStep& step, const AttendBlock& block, int row,
                                 int page) {
-  const AttendRow& row =
-      step.rows[static_cast<size_t>(block.first_row + query / step.plan->group())];
-  return std::clamp(row.pos + 1 - page * kPagePositions, 0, kPagePositions);
+  const int pos = step.rows[static_cast<size_t>(block.first_row + row)].pos;
+  return std::clamp(pos + 1 - page * kPagePositions, 0, kPagePositions);
 }
 
 void CpuBackend::score_page(const AttendStep& step, const AttendBlock& block, const PageView& view,
@@ -159,10 +158,12 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
   const int hd = plan.shape().head_dim, group = plan.group(), n_queries = block.n_rows * group;
   const PageView view = view_page(step, block, piece.page);
   score_page(step, block, view, scratch.s);
-  for (int i = 0; i < n_queries; ++i) {
-    const int visible = visible_in_page(step, block, i, piece.page);
-    if (visible == 0) continue;
-    kernels_.softmax_page(scratch.s + i * kScoreStride, visible, scratch.m + i, scratch.l + i);
+  for (int row = 0, i = 0; row < block.n_rows; ++row) {
+    const int visible = visible_in_page(step, block, row, piece.page);
+    for (const int end = i + group; i < end; ++i) {
+      if (visible == 0) continue;
+      kernels_.softmax_page(scratch.s + i * kScoreStride, visible, scratch.m + i, scratch.l + i);
+    }
   }
   WeighArgs weigh;
   weigh.head_dim = hd;
@@ -182,10 +183,10 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
       next = pieces_.next(piece);
       if (next.block != nullptr) next_view = view_page(step, *next.block, next.page);
     }
-    for (int i = 0; i < n_queries && !whole; i += group) {
-      const int visible = visible_in_page(step, block, i, piece.page);
+    for (int row = 0; row < block.n_rows && !whole; ++row) {
+      const int visible = visible_in_page(step, block, row, piece.page);
       const int in_tile = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
-      std::fill_n(scratch.visible + i, group, in_tile);
+      std::fill_n(scratch.visible + row * group, group, in_tile);
     }
     weigh.tile = view.v + t * plan.tile_bytes_v();
     weigh.p = scratch.s + t * kTilePositions;
@@ -207,23 +208,26 @@ void CpuBackend::add_page(const AttendStep& step, const Piece& piece,
   const bool last = page == block.n_pages - 1;
   const int64_t index =
       (int64_t{block.kv_head} * static_cast<int64_t>(step.rows.size()) + block.first_row) * group;
-  for (int i = 0; i < block.n_rows * group; ++i) {
-    const int64_t row = block.first_row + i / group;
-    const int64_t head = int64_t{block.kv_head} * group + i % group;
-    float* out = step.out + (row * plan.shape().n_heads + head) * hd;
-    const float* acc = scratch.acc + i * acc_stride(hd);
-    float *m = queries_.m + index + i, *l = queries_.l + index + i;
-    if (page == 0) {
-      // The first page is every row's first: nothing is merged.
-      *m = scratch.m[i];
-      *l = scratch.l[i];
-      std::memcpy(out, acc, static_cast<size_t>(hd) * sizeof(float));
-    } else if (visible_in_page(step, block, i, page) > 0) {
-      kernels_.merge(hd, m, l, out, scratch.m[i], scratch.l[i], acc);
+  for (int row = 0, i = 0; row < block.n_rows; ++row) {
+    const bool sees = visible_in_page(step, block, row, page) > 0;
+    float* out = step.out + (int64_t{block.first_row + row} * plan.shape().n_heads +
+                             int64_t{block.kv_head} * group) *
+                                hd;
+    for (const int end = i + group; i < end; ++i, out += hd) {
+      const float* acc = scratch.acc + i * acc_stride(hd);
+      float *m = queries_.m + index + i, *l = queries_.l + index + i;
+      if (page == 0) {
+        // The first page is every row's first: nothing is merged.
+        *m = scratch.m[i];
+        *l = scratch.l[i];
+        std::memcpy(out, acc, static_cast<size_t>(hd) * sizeof(float));
+      } else if (sees) {
+        kernels_.merge(hd, m, l, out, scratch.m[i], scratch.l[i], acc);
+      }
+      if (!last) continue;
+      kernels_.finish(hd, out, *l, out);
+      if (plan.rotation_v() > 0) kernels_.rotate(out, hd, plan.rotation_v());
     }
-    if (!last) continue;
-    kernels_.finish(hd, out, *l, out);
-    if (plan.rotation_v() > 0) kernels_.rotate(out, hd, plan.rotation_v());
   }
 }
 

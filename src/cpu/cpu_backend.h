@@ -154,7 +154,7 @@ class CpuBackend final : public Backend {
   void store_head(const AttendStep& step, int kv_head, bool values);
   void prepare_rows_and_stores(const AttendStep& step);
   void make_blocks(const AttendStep& step);
-  static int visible_in_page(const AttendStep& step, const AttendBlock& block, int query, int page);
+  static int visible_in_page(const AttendStep& step, const AttendBlock& block, int row, int page);
   PageView view_page(const AttendStep& step, const AttendBlock& block, int page) const;
   static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
                                      const PageView& next, int i);

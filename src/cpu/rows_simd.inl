@@ -235,12 +235,14 @@ void silu_mul_simd(const float* gate, const float* up, int n, float* out) {
   }
 }
 
-// exp_simd for x <= 0, or NaN, which comes through the polynomial: the same bits.
-BANTAM_INLINE Floats exp_below(Floats x) {
-  const Mask low = m_less(x, f_set(kExpLowest));
+// exp_simd for N vectors of x <= 0, or NaN, which comes through the polynomial: the same bits.
+template <int N>
+BANTAM_INLINE void exp_below(Floats* x) {
   const Floats magic = f_set(kRoundMagic);
-  const Floats n = f_sub(f_add(f_mul(x, f_set(kLog2e)), magic), magic);
-  return f_select(low, f_zero(), f_scale(exp_polynomial(x, n), n));
+  Floats n[N], p[N];
+  for (int i = 0; i < N; ++i) n[i] = f_sub(f_add(f_mul(x[i], f_set(kLog2e)), magic), magic);
+  for (int i = 0; i < N; ++i) p[i] = f_scale(exp_polynomial(x[i], n[i]), n[i]);
+  for (int i = 0; i < N; ++i) x[i] = f_only(m_not_less(x[i], f_set(kExpLowest)), p[i]);
 }
 
 // The largest of n >= 1 values; with a NaN among them it may be any, for the row ends as NaN
@@ -261,16 +263,19 @@ void softmax_page_simd(float* s, int n_visible, float* m, float* l) {
   const Floats top = f_set(largest);
   Floats lanes = f_zero();
   int i = 0;
-  for (; i + 32 <= n_visible; i += 32) {
-    const Floats a = exp_below(f_sub(f_load(s + i), top));
-    const Floats b = exp_below(f_sub(f_load(s + i + 16), top));
-    lanes = f_add(f_add(lanes, a), b);
-    f_store(s + i, a);
-    f_store(s + i + 16, b);
+  for (; i + 16 * kExpsTogether <= n_visible; i += 16 * kExpsTogether) {
+    Floats p[kExpsTogether];
+    for (int k = 0; k < kExpsTogether; ++k) p[k] = f_sub(f_load(s + i + 16 * k), top);
+    exp_below<kExpsTogether>(p);
+    for (int k = 0; k < kExpsTogether; ++k) {
+      lanes = f_add(lanes, p[k]);
+      f_store(s + i + 16 * k, p[k]);
+    }
   }
   for (; i < n_visible; i += 16) {
-    const Floats p = exp_below(f_sub(f_load(s + i), top));
-    const Floats seen = f_select(m_first(n_visible - i), p, f_zero());
+    Floats p[1] = {f_sub(f_load(s + i), top)};
+    exp_below<1>(p);
+    const Floats seen = f_only(m_first(n_visible - i), p[0]);
     lanes = f_add(lanes, seen);
     f_store(s + i, seen);
   }

@@ -40,6 +40,12 @@ constexpr int kWeighRows = 1;
 constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = false;
+#if defined(BANTAM_AVX_VNNI)
+constexpr bool kSumsStartAnywhere = true;
+#else
+constexpr bool kSumsStartAnywhere = false;  // 16-bit sums
+#endif
+constexpr int kExpsTogether = 2;
 constexpr int kFloatKeys = 4;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
 // are converted where they are used, with more they are converted once for all.
@@ -106,6 +112,11 @@ BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) {
   BANTAM_BOTH(b.v[i] = _mm256_blendv_ps(b.v[i], a.v[i], m.v[i]));
   return b;
 }
+BANTAM_INLINE Mask m_not_less(Floats a, Floats b) {
+  BANTAM_BOTH(a.v[i] = _mm256_cmp_ps(a.v[i], b.v[i], _CMP_NLT_UQ));
+  return a;
+}
+BANTAM_PAIR(Floats, f_only, _mm256_and_ps)
 BANTAM_INLINE Floats f_from_bits(Ints x) {
   return {{_mm256_castsi256_ps(x.v[0]), _mm256_castsi256_ps(x.v[1])}};
 }
@@ -274,11 +285,14 @@ BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
   x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
   return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1))));
 }
-BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+BANTAM_INLINE __m256i low_bytes(Ints a, Ints b) {
   const __m256i words =
       _mm256_packus_epi16(_mm256_packus_epi32(a.v[0], a.v[1]), _mm256_packus_epi32(b.v[0], b.v[1]));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(words, order));
+  return _mm256_permutevar8x32_epi32(words, order);
+}
+BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), low_bytes(a, b));
 }
 template <int N>
 BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
@@ -312,6 +326,9 @@ BANTAM_INLINE Bytes b_set(int x) {
 }
 BANTAM_PAIR(Bytes, b_sub, _mm256_sub_epi8)
 BANTAM_PAIR(Bytes, b_or, _mm256_or_si256)
+BANTAM_INLINE void b_store(void* p, Bytes a) {
+  BANTAM_BOTH(_mm256_storeu_si256(static_cast<__m256i*>(p) + i, a.v[i]));
+}
 template <int Bits, int K>
 BANTAM_INLINE Bytes b_field(Bytes a) {
   if constexpr (K != 0) BANTAM_BOTH(a.v[i] = _mm256_srli_epi16(a.v[i], Bits * K));
@@ -346,6 +363,10 @@ template <int Bias>
 BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
   const __m256i below = _mm256_xor_si256(flags, _mm256_set1_epi8(Bias));
   BANTAM_BOTH(a.v[i] = _mm256_sub_epi8(_mm256_xor_si256(a.v[i], flags), below));
+  return a;
+}
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad x) {
+  BANTAM_BOTH(a.v[i] = _mm256_xor_si256(a.v[i], x));
   return a;
 }
 BANTAM_INLINE Quad quad(const void* four) {
@@ -408,7 +429,7 @@ template <int Bits>
 BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
   BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], weights, values.v[i]));
 }
-BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
+BANTAM_INLINE ValueAcc value_start(int32_t x) { return {i_set(x)}; }
 #else
 // Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
 struct BitAcc {
@@ -458,8 +479,37 @@ BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
     }
   }
 }
-BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
 #endif
+BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
+
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  __m256i* flips = reinterpret_cast<__m256i*>(signs);
+  const __m256i sign = _mm256_loadu_si256(flips);
+  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
+}
+BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
+  return {{low_bytes(a, b), low_bytes(c, d)}};
+}
+template <int N>
+BANTAM_INLINE void weight_corrections(const Bytes* weights, const int8_t* factors,
+                                      const int* blocks, int32_t* out) {
+  __m256i v[N];
+  for (int k = 0; k < N; ++k) {
+    const __m256i by =
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(factors + 32 * blocks[k]));
+    v[k] =
+        _mm256_madd_epi16(_mm256_maddubs_epi16(weights[k / 2].v[k % 2], by), _mm256_set1_epi16(-1));
+  }
+  for (int i = 0; i < N / 2; ++i) v[i] = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < N / 4; ++i) {
+    const __m256i x = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i),
+                     _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+  }
+}
 
 }  // namespace
 }  // namespace bantam

@@ -47,6 +47,9 @@ constexpr int kWeighRows = 2;
 constexpr int kSumChains = 2;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
+// Whether sums of products in attention can start from any number.
+constexpr bool kSumsStartAnywhere = true;
+constexpr int kExpsTogether = 4;
 // Vectors of float keys and of float channels that are summed at a time.
 constexpr int kFloatKeys = 16;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
@@ -98,6 +101,9 @@ BANTAM_INLINE Mask m_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, 
 BANTAM_INLINE Mask m_nan(Floats a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 // a where the mask is set, else b.
 BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) { return _mm512_mask_mov_ps(b, m, a); }
+BANTAM_INLINE Mask m_not_less(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+// a where the mask is set, else +0.
+BANTAM_INLINE Floats f_only(Mask m, Floats a) { return _mm512_maskz_mov_ps(m, a); }
 BANTAM_INLINE Floats f_from_bits(Ints x) { return _mm512_castsi512_ps(x); }
 BANTAM_INLINE Ints i_bits(Floats x) { return _mm512_castps_si512(x); }
 BANTAM_INLINE Floats f_halves(const std::byte* p) {
@@ -191,6 +197,7 @@ BANTAM_INLINE Bytes b_load(const std::byte* p) { return _mm512_loadu_si512(p); }
 BANTAM_INLINE Bytes b_set(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 BANTAM_INLINE Bytes b_sub(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
 BANTAM_INLINE Bytes b_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+BANTAM_INLINE void b_store(void* p, Bytes a) { _mm512_storeu_si512(p, a); }
 // Codes of Bits bits, number K from the low end of each byte.
 template <int Bits, int K>
 BANTAM_INLINE Bytes b_field(Bytes a) {
@@ -216,6 +223,8 @@ template <int Bias>
 BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
   return b_sub(_mm512_xor_si512(a, flags), _mm512_xor_si512(flags, b_set(Bias)));
 }
+// The bits of every lane that are set in x change.
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad x) { return _mm512_xor_si512(a, x); }
 
 BANTAM_INLINE Quad quad(const void* four) {
   int32_t x;
@@ -270,7 +279,50 @@ template <int Bits>
 BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
   dot_step(acc, weights, values);
 }
+BANTAM_INLINE ValueAcc value_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
 BANTAM_INLINE Ints value_sum(ValueAcc acc) { return acc.v; }
+
+// A block's sign bytes (0 or -1) become the bits of a code that they flip, and factors Bias or
+// Bias - 1 are stored.
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  __m256i* flips = reinterpret_cast<__m256i*>(signs);
+  const __m256i sign = _mm256_loadu_si256(flips);
+  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
+}
+// The low bytes of four vectors of 0..255 (what NaN became does not matter): two times 32 weights.
+BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(
+      order, _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d)));
+}
+// out[k] = -(sum of weights * factors of its block) of N = 4 or 8 times 32 weights; 8 are written.
+template <int N>
+BANTAM_INLINE void weight_corrections(const Bytes* weights, const int8_t* factors,
+                                      const int* blocks, int32_t* out) {
+  const auto of_block = [&](int k) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(factors + 32 * blocks[k]));
+  };
+  __m512i v[4] = {};
+  for (int i = 0; i < N / 2; ++i) {
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(of_block(2 * i)), of_block(2 * i + 1), 1);
+    v[i] = _mm512_dpbusd_epi32(v[i], weights[i], both);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512i a = v[2 * i], b = v[2 * i + 1];
+    v[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  }
+  const __m512i x =
+      _mm512_add_epi32(_mm512_unpacklo_epi64(v[0], v[1]), _mm512_unpackhi_epi64(v[0], v[1]));
+  const __m512i sums = _mm512_add_epi32(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i totals =
+      _mm512_permutexvar_epi32(order, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_castsi512_si256(totals));
+}
 
 // The trees of rule 2 for 16 vectors at once: lane k of the result is the sum of v[k]'s lanes.
 BANTAM_INLINE Floats f_trees(Floats* v) {

@@ -53,6 +53,12 @@ constexpr int kWeighRows = 1;
 constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = false;
+#if defined(BANTAM_DOTPROD)
+constexpr bool kSumsStartAnywhere = true;
+#else
+constexpr bool kSumsStartAnywhere = false;  // 16-bit sums
+#endif
+constexpr int kExpsTogether = 2;
 constexpr int kFloatKeys = 4;
 // Rows that share a float once it is in a register; with up to kFloatRowsInPlace rows 16-bit floats
 // are converted where they are used, with more they are converted once for all.
@@ -120,6 +126,15 @@ BANTAM_INLINE Mask m_nan(Floats a) {
 }
 BANTAM_INLINE Floats f_select(Mask m, Floats a, Floats b) {
   BANTAM_FOUR(a.v[i] = vbslq_f32(m.v[i], a.v[i], b.v[i]));
+  return a;
+}
+BANTAM_INLINE Mask m_not_less(Floats a, Floats b) {
+  Mask out;
+  BANTAM_FOUR(out.v[i] = vmvnq_u32(vcltq_f32(a.v[i], b.v[i])));
+  return out;
+}
+BANTAM_INLINE Floats f_only(Mask m, Floats a) {
+  BANTAM_FOUR(a.v[i] = vreinterpretq_f32_u32(vandq_u32(m.v[i], vreinterpretq_u32_f32(a.v[i]))));
   return a;
 }
 BANTAM_INLINE Floats f_from_bits(Ints x) {
@@ -300,10 +315,13 @@ BANTAM_INLINE int32_t i_largest(Ints a) {
   return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
 BANTAM_INLINE void i_store(int32_t* p, Ints a) { BANTAM_FOUR(vst1q_s32(p + 4 * i, a.v[i])); }
-BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
+BANTAM_INLINE int8x16_t low_bytes(Ints a) {
   const int16x8_t low = vcombine_s16(vmovn_s32(a.v[0]), vmovn_s32(a.v[1]));
   const int16x8_t high = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
-  vst1q_s8(static_cast<int8_t*>(p), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+  return vcombine_s8(vmovn_s16(low), vmovn_s16(high));
+}
+BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
+  vst1q_s8(static_cast<int8_t*>(p), low_bytes(a));
 }
 BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
   uint32x4_t x[4];
@@ -349,6 +367,9 @@ BANTAM_INLINE Bytes b_set(int x) {
 }
 BANTAM_MAP2(Bytes, b_sub, vsubq_s8)
 BANTAM_MAP2(Bytes, b_or, vorrq_s8)
+BANTAM_INLINE void b_store(void* p, Bytes a) {
+  BANTAM_FOUR(vst1q_s8(static_cast<int8_t*>(p) + 16 * i, a.v[i]));
+}
 template <int Bits, int K>
 BANTAM_INLINE Bytes b_field(Bytes a) {
   for (int i = 0; i < 4; ++i) {
@@ -384,6 +405,10 @@ template <int Bias>
 BANTAM_INLINE Bytes b_flip_below(Bytes a, Quad flags) {
   const int8x16_t below = veorq_s8(flags, vdupq_n_s8(Bias));
   BANTAM_FOUR(a.v[i] = vsubq_s8(veorq_s8(a.v[i], flags), below));
+  return a;
+}
+BANTAM_INLINE Bytes b_flip(Bytes a, Quad x) {
+  BANTAM_FOUR(a.v[i] = veorq_s8(a.v[i], x));
   return a;
 }
 BANTAM_INLINE Quad quad(const void* four) {
@@ -454,6 +479,10 @@ typedef WideAcc SmallAcc;
 typedef WideAcc ValueAcc;
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
   BANTAM_FOUR(acc.v[i] = vdotq_s32(acc.v[i], code.v[i], x));
+}
+BANTAM_INLINE WideAcc value_start(int32_t x) {
+  const int32x4_t v = vdupq_n_s32(x);
+  return {{v, v, v, v}};
 }
 template <int Lane>
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, LaneQuad<Lane> x) {
@@ -530,11 +559,31 @@ BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
   wide_add(acc, values, weights);
 }
 BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return wide_sum(acc); }
-// 128 * (sum of the values) of 8 quads, `step` apart.
-BANTAM_INLINE Ints value_correction(const Bytes* values, int step) {
-  WideAcc acc;
-  for (int i = 0; i < 8; ++i) wide_add(acc, values[i * step], vdupq_n_s8(1));
-  return i_shift_left<7>(wide_sum(acc));
+
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  for (int i = 0; i < 32; i += 16) {
+    const int8x16_t sign = load_16(signs + i);
+    vst1q_s8(out + i, vaddq_s8(sign, vdupq_n_s8(Bias)));
+    vst1q_u8(signs + i, vandq_u8(vreinterpretq_u8_s8(sign), vdupq_n_u8(2 * Bias - 1)));
+  }
+}
+BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
+  return {{low_bytes(a), low_bytes(b), low_bytes(c), low_bytes(d)}};
+}
+template <int N>
+BANTAM_INLINE void weight_corrections(const Bytes* weights, const int8_t* factors,
+                                      const int* blocks, int32_t* out) {
+  for (int k = 0; k < N; ++k) {
+    uint32x4_t sum = vdupq_n_u32(0);
+    for (int half = 0; half < 2; ++half) {
+      const uint8x16_t x = vreinterpretq_u8_s8(weights[k / 2].v[k % 2 * 2 + half]);
+      const uint8x16_t y = vreinterpretq_u8_s8(load_16(factors + 32 * blocks[k] + 16 * half));
+      sum = vpadalq_u16(sum, vmull_u8(vget_low_u8(x), vget_low_u8(y)));
+      sum = vpadalq_u16(sum, vmull_high_u8(x, y));
+    }
+    out[k] = -static_cast<int32_t>(vaddvq_u32(sum));
+  }
 }
 
 }  // namespace
