@@ -519,6 +519,7 @@ TEST(Attend, ANanKeyMakesItsReadersNanOnly) {
 }
 
 // A slot that a vector set does not fill is scalar: right, but slow, and no other test would tell.
+// Those of weights are in weights_test: tools/mutants.py builds only these.
 TEST(Tables, VectorSetsFillTheirOwnSlots) {
   int executed = 0;
   for (const Isa* isa : isas()) {
@@ -539,13 +540,6 @@ TEST(Tables, VectorSetsFillTheirOwnSlots) {
         const bool same = a.scores == b.scores || a.weigh == b.weigh || a.store_k == b.store_k || a.store_v == b.store_v;
         EXPECT_FALSE(same) << isa->name << " runs a kernel of " << below->name << " for " << kKvTypes[type].name;
         ++executed;
-      }
-      // Float matrices are one text for every set; amx has products of its own and the rest of avx512.
-      for (int type = 0; type < kNumWeightTypes; ++type) {
-        const WeightKernels &a = own.weight[type], &b = theirs.weight[type];
-        const bool rounded = info(static_cast<WeightType>(type)).act_block != 0;
-        EXPECT_FALSE(rounded && a.matmul == b.matmul) << isa->name << " runs the product of " << below->name << " for " << kWeightTypes[type].name;
-        EXPECT_FALSE(a.matmul_f32 == b.matmul_f32) << isa->name << " runs the float product of " << below->name << " for " << kWeightTypes[type].name;
       }
       EXPECT_FALSE(own.quantize16 == theirs.quantize16 || own.silu_mul == theirs.silu_mul) << isa->name << " runs a row kernel of " << below->name;
       EXPECT_FALSE(own.quantize == theirs.quantize || own.rms_norm == theirs.rms_norm || own.rope == theirs.rope ||

@@ -753,6 +753,27 @@ TEST(Weights, TablesAreTheSameAsScalar) {
   EXPECT_EQ(executed, static_cast<int>(supported_isas().size()) * 32 * 2);
 }
 
+// The products of amx that are not its own are those of avx512.
+TEST(Weights, VectorSetsFillTheirOwnSlots) {
+  int executed = 0;
+  const auto wanted = [](const Isa& isa) { return std::string(isa.name) != "amx"; };
+  for (const Isa* isa : supported_isas()) {
+    if (!wanted(*isa) || std::strncmp(isa->name, "scalar", 6) == 0) continue;
+    for (const Isa* other : supported_isas()) {
+      if (other == isa || !wanted(*other)) continue;
+      // Float matrices are one text for every set.
+      for (int type = 0; type < kNumWeightTypes; ++type) {
+        const WeightKernels &a = kernels_of(*isa).weight[type], &b = kernels_of(*other).weight[type];
+        const bool rounded = info(static_cast<WeightType>(type)).act_block != 0;
+        EXPECT_FALSE(rounded && a.matmul == b.matmul) << isa->name << " runs the product of " << other->name << " for " << kWeightTypes[type].name;
+        EXPECT_FALSE(a.matmul_f32 == b.matmul_f32) << isa->name << " runs the float product of " << other->name << " for " << kWeightTypes[type].name;
+        ++executed;
+      }
+    }
+  }
+  std::printf("tables: %d rows of vector sets compared\n", executed);
+}
+
 TEST(Weights, ActivationPlacesAreAPermutation) {
   for (int n_rows = 1; n_rows <= 40; ++n_rows) {
     std::vector<int> used(static_cast<size_t>(n_rows) * 64);

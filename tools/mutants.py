@@ -122,7 +122,7 @@ MUTANTS = [
            "a position does not see itself", BACKEND),
     Mutant("src/cpu/cpu_attend.cc", "", "(visible + kTilePositions - 1) / kTilePositions", "(visible + kTilePositions - 2) / kTilePositions",
            "a tile with a single position is left out", BACKEND),
-    Mutant("src/cpu/cpu_attend.cc", "", "} else if (sees) {", "} else {",
+    Mutant("src/cpu/cpu_attend.cc", "", "block, row, page) > 0;", "block, row, page) >= 0;",
            "rows that see nothing of a page merge what another row left", BACKEND),
     Mutant("src/cpu/cpu_attend.cc", "", "x, hd, slot, tile_of(step.v_pages, plan.tile_bytes_v(),", "x, hd, slot, tile_of(step.v_pages, plan.tile_bytes_k(),",
            "values are stored as far apart as keys", BACKEND),
