@@ -42,6 +42,15 @@ code, plain, err = start(None)
 check("without", code == 0 and len(plain) > 1000 and "mapped" not in err, err[-300:])
 check("no progress below a second", "loading weights:" not in err, err)
 check("one line says how long", len(re.findall(r"weights loaded in \d+\.\d\d s \(read ", err)) == 1, err)
+# A slow disk: each of some 300 reads takes 10 ms longer.
+slow = failing_calls("pread64:delay_enter=10000", SMOLLM2)
+if slow is None:
+    not_run("progress of a slow start", "strace may not trace here")
+else:
+    r = subprocess.run([*slow, f"{BIN}/bantam", "logits", "-m", SMOLLM2, "--tokens", "1,2,3", "-c", "512"], capture_output=True, timeout=120)
+    steps = [int(x) for x in re.findall(r"^loading weights: (\d+) % \(\d+ MB/s\)$", r.stderr.decode(), re.M)]
+    rising = all(a < b for a, b in zip(steps, steps[1:]))
+    check("progress of a slow start", r.returncode == 0 and rising and 5 <= len(steps) <= 11 and steps[-1] == 100, (steps, r.stderr[-300:]))
 
 # One copy of the weights: the most that was ever in memory is what the plan said before a weight was read, nothing beside it.
 with subprocess.Popen([f"{BIN}/bantam", "logits", "-m", SMOLLM2, "--tokens", "1,2,3", "-c", "512"], stdout=subprocess.DEVNULL,
