@@ -605,6 +605,67 @@ TEST(Floats, ManyRowsAreScalarsBits) {
   EXPECT_EQ(executed, 3 * 5 * 14 * static_cast<int>(isas().size()));
 }
 
+// The same of quantized values: rows around the kernels' groups, every head size, scales of both signs, -0 and infinite, weights
+// that are zero, too small to count or not finite, sums of earlier tiles that are subnormal or not finite.
+TEST(Weigh, RowsOfQuantizedValuesAreScalarsBits) {
+  int executed = 0;
+  const Kernels& scalar = kernels_of(all_isas()[0]);
+  for (int type = 0; type < kNumKvTypes; ++type) {
+    const KvTypeInfo& about = info(static_cast<KvType>(type));
+    if (!about.quantized) continue;
+    for (const int hd : {32, 64, 96, 128, 160, 224, 256}) {
+      std::mt19937 random(static_cast<uint32_t>(100 * type + hd));
+      std::normal_distribution<float> normal;
+      std::vector<std::byte> tile(static_cast<size_t>(kv_tile_bytes(about.bytes_per_32, hd)));
+      std::vector<float> row(static_cast<size_t>(hd));
+      for (int pos = 0; pos < 32; ++pos) {
+        for (float& x : row) x = normal(random);
+        scalar.kv[type].store_v(row.data(), hd, pos, tile.data());
+      }
+      // Signs of scales as they come, and in some tiles what no row gives.
+      const bool minimum = about.has_minimum;
+      std::byte* scales = tile.data() + tile.size() - static_cast<size_t>(2 * hd * (minimum ? 2 : 1));
+      const auto set_scale = [&](int i, uint16_t half) { std::memcpy(scales + 2 * i, &half, 2); };
+      for (int i = 0; i < hd; ++i) {
+        if (random() % 3 == 0) scales[2 * i + 1] ^= std::byte{0x80};
+      }
+      set_scale(static_cast<int>(random() % 32), 0x8000);
+      if (hd % 64 == 0) set_scale(hd - 1, random() % 2 == 0 ? 0x7c00 : 0xfc00);
+      for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 13, 64}) {
+        std::vector<float> p(static_cast<size_t>(n * 40)), acc(static_cast<size_t>(n * hd));
+        std::vector<int32_t> visible(static_cast<size_t>(n));
+        for (int r = 0; r < n; ++r) {
+          const unsigned kind = random() % 8;
+          for (int i = 0; i < 40; ++i) {
+            const float x = std::fabs(normal(random));
+            p[static_cast<size_t>(r * 40 + i)] = kind == 0 ? 0.0f : kind == 1 ? std::ldexp(x, -126) : kind == 2 ? std::ldexp(x, -104) : x;
+          }
+          if (kind == 3) p[static_cast<size_t>(r * 40) + random() % 32] = std::nanf("");
+          visible[static_cast<size_t>(r)] = static_cast<int32_t>(random() % 2 == 0 ? 32 : random() % 33);
+          const float sums[] = {0.0f, 1e-41f, -1e-41f, 0.75f, -3.5f, INFINITY, -INFINITY, std::nanf("")};
+          for (int c = 0; c < hd; ++c) acc[static_cast<size_t>(r * hd + c)] = sums[random() % 8];
+        }
+        for (const bool first : {false, true}) {
+          const auto run = [&](const Kernels& kernels) {
+            std::vector<float> out = acc;
+            kernels.kv[type].weigh({tile.data(), hd, n, p.data(), 40, visible.data(), out.data(), hd, tile.data(), first});
+            for (int r = 0; first && r < n; ++r) {
+              if (visible[static_cast<size_t>(r)] == 0) std::fill_n(out.begin() + r * hd, hd, 0.0f);
+            }
+            return out;
+          };
+          const std::vector<float> expected = run(scalar);
+          for (const Isa* isa : isas()) {
+            ASSERT_TRUE(same(expected, run(kernels_of(*isa)))) << isa->name << " " << about.name << " hd " << hd << " rows " << n << " first " << first;
+            ++executed;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(executed, 6 * 7 * 10 * 2 * static_cast<int>(isas().size()));
+}
+
 // Rule 5 by hand: q8_0 rows with a scale of exactly 1, so that the u8 weights of one key at 1 and others near u + 1/2 are
 // known. Random rows almost never meet a tie or the limit of 2^-100.
 TEST(Weigh, TiesGoToEvenAndTinyWeightsAddNothing) {
@@ -642,6 +703,7 @@ TEST(Weigh, TiesGoToEvenAndTinyWeightsAddNothing) {
       const auto at = static_cast<size_t>(ch);
       EXPECT_EQ(acc[at], static_cast<float>(tied) * (1.0f / 255.0f)) << isa->name << " channel " << ch;
       EXPECT_EQ(acc[32 + at], 0.0f) << isa->name << " channel " << ch;
+      EXPECT_FALSE(std::signbit(acc[32 + at])) << isa->name << " channel " << ch;
       EXPECT_EQ(acc[64 + at], static_cast<float>(alike) * (0x1p-100f / 255.0f)) << isa->name << " channel " << ch;
     }
   }

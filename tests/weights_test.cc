@@ -753,14 +753,14 @@ TEST(Weights, TablesAreTheSameAsScalar) {
   EXPECT_EQ(executed, static_cast<int>(supported_isas().size()) * 32 * 2);
 }
 
-// The products of amx that are not its own are those of avx512.
 TEST(Weights, VectorSetsFillTheirOwnSlots) {
   int executed = 0;
-  const auto wanted = [](const Isa& isa) { return std::string(isa.name) != "amx"; };
   for (const Isa* isa : supported_isas()) {
-    if (!wanted(*isa) || std::strncmp(isa->name, "scalar", 6) == 0) continue;
+    if (std::strncmp(isa->name, "scalar", 6) == 0) continue;
     for (const Isa* other : supported_isas()) {
-      if (other == isa || !wanted(*other)) continue;
+      // What amx has not of its own is avx512's.
+      const std::string both = std::string(isa->name) + " " + other->name;
+      if (other == isa || both == "amx avx512" || both == "avx512 amx") continue;
       // Float matrices are one text for every set.
       for (int type = 0; type < kNumWeightTypes; ++type) {
         const WeightKernels &a = kernels_of(*isa).weight[type], &b = kernels_of(*other).weight[type];

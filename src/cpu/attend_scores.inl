@@ -68,7 +68,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
     KeyDot<Codec> dots[2][kSumChains];
     constexpr bool biased = KeyDot<Codec>::bias != 0;
     if constexpr (biased && kSumsStartAnywhere) {
-      for (int h = 0; h < 2; ++h) dots[h][0].acc = value_start(sums.start[r * (hd / 32) + b]);
+      for (int h = 0; h < 2; ++h) dots[h][0].acc = sum_start(sums.start[r * (hd / 32) + b]);
     }
     for (int i = 0; i < 8; ++i) {
       const Quad x = quad(q + 4 * i);

@@ -153,7 +153,8 @@ struct WeighArgs {
   int64_t p_stride = 0;
   const int32_t* n_visible = nullptr;  // [n_rows] 0..32: positions [0, n) are visible; 0 leaves the
                                        // row alone (but see `first`)
-  float* acc = nullptr;                // [n_rows][acc_stride], head_dim of each are summed
+  // [n_rows][acc_stride], head_dim of each are summed. Never -0: sums start from +0.
+  float* acc = nullptr;
   int64_t acc_stride = 0;
   const std::byte* ahead = nullptr;  // as for scores
   // The first tile of a page: acc counts as +0 whatever it holds. What rows that see nothing of it

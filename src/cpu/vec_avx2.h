@@ -429,7 +429,7 @@ template <int Bits>
 BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
   BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], weights, values.v[i]));
 }
-BANTAM_INLINE ValueAcc value_start(int32_t x) { return {i_set(x)}; }
+BANTAM_INLINE ValueAcc sum_start(int32_t x) { return {i_set(x)}; }
 #else
 // Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
 struct BitAcc {

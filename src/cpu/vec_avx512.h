@@ -47,7 +47,8 @@ constexpr int kWeighRows = 2;
 constexpr int kSumChains = 2;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
-// Whether sums of products in attention can start from any number.
+// Whether sums of products in attention can start from any number (sum_start): then small, wide and
+// value sums are of one type.
 constexpr bool kSumsStartAnywhere = true;
 constexpr int kExpsTogether = 4;
 // Vectors of float keys and of float channels that are summed at a time.
@@ -279,7 +280,7 @@ template <int Bits>
 BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
   dot_step(acc, weights, values);
 }
-BANTAM_INLINE ValueAcc value_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
+BANTAM_INLINE ValueAcc sum_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
 BANTAM_INLINE Ints value_sum(ValueAcc acc) { return acc.v; }
 
 // A block's sign bytes (0 or -1) become the bits of a code that they flip, and factors Bias or

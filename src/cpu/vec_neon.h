@@ -480,7 +480,7 @@ typedef WideAcc ValueAcc;
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
   BANTAM_FOUR(acc.v[i] = vdotq_s32(acc.v[i], code.v[i], x));
 }
-BANTAM_INLINE WideAcc value_start(int32_t x) {
+BANTAM_INLINE WideAcc sum_start(int32_t x) {
   const int32x4_t v = vdupq_n_s32(x);
   return {{v, v, v, v}};
 }
