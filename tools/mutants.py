@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant("src/cpu/attend_weigh.inl", "wide", "args.first && at_once.begin == 0", "args.first",
            "float V: positions that some rows see lose those that all of them see"),
     # ---- few rows of codes with a zero point
-    Mutant("src/cpu/attend_weigh.inl", "wide", "Codec::bias - (flips[k] & 1)", "Codec::bias",
+    Mutant("src/cpu/vec_avx512.h", "avx512", "_mm256_add_epi8(sign, _mm256_set1_epi8(Bias))", "_mm256_set1_epi8(Bias)",
            "flipped codes keep the zero point of the others"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "blocks[k] = pairs.block(k);", "blocks[k] = pairs.block(0);",
            "all blocks of a row are corrected by the first one's signs"),

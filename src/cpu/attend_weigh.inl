@@ -84,10 +84,7 @@ struct TileScales {
     if constexpr (kFlipsCodes<Codec>) {
       for (int i = 0; i < head_dim; i += 32) {
         sign_bytes(tile + at.scales + 2 * i, flips + i);
-        for (int k = i; k < i + 32; ++k) {
-          factors[k] = static_cast<int8_t>(Codec::bias - (flips[k] & 1));
-          flips[k] &= 2 * Codec::bias - 1;
-        }
+        store_factors<Codec::bias>(flips + i, factors + i);
       }
     }
   }

@@ -482,6 +482,14 @@ BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
 #endif
 BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
 
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  __m256i* flips = reinterpret_cast<__m256i*>(signs);
+  const __m256i sign = _mm256_loadu_si256(flips);
+  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
+}
 BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
   return {{low_bytes(a, b), low_bytes(c, d)}};
 }

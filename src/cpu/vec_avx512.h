@@ -283,6 +283,16 @@ BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
 BANTAM_INLINE ValueAcc sum_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
 BANTAM_INLINE Ints value_sum(ValueAcc acc) { return acc.v; }
 
+// A block's sign bytes (0 or -1) become the bits of a code that they flip, and factors Bias or
+// Bias - 1 are stored.
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  __m256i* flips = reinterpret_cast<__m256i*>(signs);
+  const __m256i sign = _mm256_loadu_si256(flips);
+  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
+}
 // The low bytes of four vectors of 0..255 (what NaN became does not matter): two times 32 weights.
 BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -566,6 +566,14 @@ BANTAM_INLINE Ints value_correction(const Bytes* values, int step) {
   return i_shift_left<7>(wide_sum(acc));
 }
 
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  for (int i = 0; i < 32; i += 16) {
+    const int8x16_t sign = load_16(signs + i);
+    vst1q_s8(out + i, vaddq_s8(sign, vdupq_n_s8(Bias)));
+    vst1q_u8(signs + i, vandq_u8(vreinterpretq_u8_s8(sign), vdupq_n_u8(2 * Bias - 1)));
+  }
+}
 BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
   return {{low_bytes(a), low_bytes(b), low_bytes(c), low_bytes(d)}};
 }
