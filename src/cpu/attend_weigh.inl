@@ -56,13 +56,19 @@ struct Pairs {
   BANTAM_INLINE int number(int k) const { return first + (k < left ? k : left - 1); }
   BANTAM_INLINE int row(int k) const {
     // A division: there are at most 8 * kRowsTogether pairs.
-    if constexpr (Blocks == 0) return number(k) * over_blocks >> 16;
-    const int r = first / Blocks + k / Blocks;
-    return r < n_rows ? r : n_rows - 1;
+    if constexpr (Blocks == 0) {
+      return number(k) * over_blocks >> 16;
+    } else {
+      const int r = first / Blocks + k / Blocks;
+      return r < n_rows ? r : n_rows - 1;
+    }
   }
   BANTAM_INLINE int block(int k) const {
-    if constexpr (Blocks == 0) return number(k) - row(k) * n_blocks;
-    return k % Blocks;
+    if constexpr (Blocks == 0) {
+      return number(k) - row(k) * n_blocks;
+    } else {
+      return k % Blocks;
+    }
   }
 };
 

@@ -3,8 +3,13 @@
 #include "cpu/vec_avx2.h"
 //
 #include "cpu/isa_simd.inl"
+//
+#include "cpu/tables_avx2.inl"
 
 namespace bantam {
-void fill_avx2(Kernels& table) { fill_simd(table); }
+void fill_avx2(Kernels& table) {
+  fill_simd(table);
+  fill_tables_avx2(table);
+}
 }  // namespace bantam
 #endif
