@@ -12,19 +12,20 @@
 namespace bantam {
 namespace {
 
-template <class Codec, bool Wide = Codec::bits != 4 || kIsTable<Codec>>
+// Products of a block, of its quads i = 0 to 7 in turn.
+template <class Codec, bool Wide = kIsWide<Codec>>
 struct KeyDot {
   WideAcc acc = {};
-  static constexpr int bias = kIsWide<Codec> ? kWideBias : Codec::bias;
-  BANTAM_INLINE void add(Bytes code, Quad x) { wide_add(acc, code, x); }
+  static constexpr int bias = kWideBias;
+  BANTAM_INLINE void add(int, Bytes code, Quad x) { wide_key_add(acc, code, x); }
   BANTAM_INLINE Ints sum() const { return wide_sum(acc); }
 };
 template <class Codec>
 struct KeyDot<Codec, false> {
-  SmallAcc acc = {};
-  static constexpr int bias = Codec::bias;
-  BANTAM_INLINE void add(Bytes code, Quad x) { small_add(acc, code, x); }
-  BANTAM_INLINE Ints sum() const { return small_sum(acc); }
+  static constexpr int bias = Codec::bias, largest = (1 << Codec::bits) - 1;
+  CodeAcc<largest> acc = {};
+  BANTAM_INLINE void add(int i, Bytes code, Quad x) { code_add<largest>(acc, i, code, x); }
+  BANTAM_INLINE Ints sum() const { return code_sum<largest>(acc); }
 };
 
 // Where the dots start instead of at 0 (minus the bias of the codes times the sum of the query)
@@ -44,13 +45,24 @@ struct QuerySums {
   }
 };
 
+}  // namespace
+}  // namespace bantam
+
+#if defined(BANTAM_SIXTEEN_REGISTERS)
+#include "cpu/attend_scores_sixteen.inl"
+#endif
+
+namespace bantam {
+namespace {
+
+#if !defined(BANTAM_SIXTEEN_REGISTERS)
 // Block b of the tile for all rows: s accumulates in args.s.
 template <class Codec>
 BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
                                const QuerySums<Codec>& sums, int b) {
   const int hd = args.head_dim;
   Bytes keys[8][2];
-  for (int i = 0; i < 8; ++i) {
+  BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
       if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
@@ -70,9 +82,9 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
     if constexpr (biased && kSumsStartAnywhere) {
       for (int h = 0; h < 2; ++h) dots[h][0].acc = sum_start(sums.start[r * (hd / 32) + b]);
     }
-    for (int i = 0; i < 8; ++i) {
+    BANTAM_EACH_QUAD(i) {
       const Quad x = quad(q + 4 * i);
-      for (int h = 0; h < 2; ++h) dots[h][i % kSumChains].add(keys[i][h], x);
+      for (int h = 0; h < 2; ++h) dots[h][i % kSumChains].add(i, keys[i][h], x);
     }
     float* out = args.s + r * args.s_stride;
     for (int h = 0; h < 2; ++h) {
@@ -90,10 +102,16 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   }
 }
 
+#endif
+
 template <class Codec>
 void scores_quant_simd(const ScoreArgs& all) {
   const int hd = all.head_dim, blocks = hd / 32;
   const KvTileLayout at = layout_of<Codec>(hd);
+#if defined(BANTAM_SIXTEEN_REGISTERS)
+  if (all.n_rows == 1) return scores_in_place<Codec, 1>(all, at);
+  if (all.n_rows == 2) return scores_in_place<Codec, 2>(all, at);
+#endif
   ScoreArgs args = all;
   for (int row = 0; row < all.n_rows; row += kRowsTogether) {
     args.n_rows = all.n_rows - row < kRowsTogether ? all.n_rows - row : kRowsTogether;

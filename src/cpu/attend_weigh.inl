@@ -193,7 +193,7 @@ struct ValueBlock {
   BANTAM_INLINE ValueBlock(const WeighArgs& args, const KvTileLayout& at,
                            const TileScales<Codec>& scales, int b) {
     const int head_dim = args.head_dim;
-    for (int i = 0; i < 8; ++i) {
+    BANTAM_EACH_QUAD(i) {
       for (int h = 0; h < 2; ++h) {
         if (Codec::bits == 8 || h == 0) ask_for(args.ahead, value_offset<Codec>(head_dim, i, b, h));
         values[i][h] = value_codes<Codec>(args.tile, at, head_dim, i, b, h);
@@ -219,25 +219,41 @@ struct ValueBlock {
   }
 };
 
+// The largest magnitude of a value as it is multiplied.
+template <class Codec>
+constexpr int kLargestValue = kIsWide<Codec>                         ? 128
+                              : kFlipsCodes<Codec> || Codec::minimum ? (1 << Codec::bits) - 1
+                                                                     : 1 << (Codec::bits - 1);
+
+}  // namespace
+}  // namespace bantam
+
+#if defined(BANTAM_SIXTEEN_REGISTERS)
+#include "cpu/attend_weigh_sixteen.inl"
+#endif
+
+namespace bantam {
+namespace {
+
 // The sums of N neighbouring rows.
 template <class Codec, int N>
 BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<Codec>& weights,
                               int pair, int n_blocks, Floats (*out)[2]) {
-  constexpr int strength = Codec::bits == 8 || kIsTable<Codec> ? 8 : 5;
-  ValueAcc sums[N][2][kSumChains] = {};
-  for (int i = 0; i < 8; ++i) {
+  constexpr int most = kLargestValue<Codec>;
+  ValueAcc<most> sums[N][2][kSumChains] = {};
+  BANTAM_EACH_QUAD(i) {
     for (int n = 0; n < N; ++n) {
       const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
       for (int h = 0; h < 2; ++h) {
-        value_add<strength>(sums[n][h][i % kSumChains], block.values[i][h], x);
+        value_add<most>(sums[n][h][i % kSumChains], i, block.values[i][h], x);
       }
     }
   }
   for (int n = 0; n < N; ++n) {
     const Floats c = f_set(weights.c[pair + n * n_blocks]);
     for (int h = 0; h < 2; ++h) {
-      Ints sum = value_sum(sums[n][h][0]);
-      for (int k = 1; k < kSumChains; ++k) sum = i_add(sum, value_sum(sums[n][h][k]));
+      Ints sum = value_sum<most>(sums[n][h][0]);
+      for (int k = 1; k < kSumChains; ++k) sum = i_add(sum, value_sum<most>(sums[n][h][k]));
       if constexpr (kFlipsCodes<Codec>) {
         sum = i_add(sum, i_set(weights.correction[pair + n * n_blocks]));
       }
@@ -283,6 +299,11 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
   } else {
     weigh_tile_pairs<Codec, false>(args, scales, weights);
   }
+#if defined(BANTAM_SIXTEEN_REGISTERS)
+  if constexpr (kWeighedInPlace<Codec>) {
+    if (weigh_in_place<Codec>(args, at, weights)) return;
+  }
+#endif
   for (int b = 0; b < hd / 32; ++b) {
     const ValueBlock<Codec> block(args, at, scales, b);
     int r = 0;

@@ -1,7 +1,8 @@
 // The vocabulary of vec_avx512.h for AVX2 with FMA and F16C, and, where the including file says
 // BANTAM_AVX_VNNI, the 256-bit VPDPBUSD. Two registers hold what a 512-bit one holds. Without VNNI
 // products are exact by 16-bit sums: VPMADDUBSW saturates with two 8-bit factors, so wide codes
-// lend their sign to the activations and value weights are split (255 = 2 * 127 + 1).
+// lend their sign to the activations, and weights of attention are split into half bytes where
+// values are wide.
 #pragma once
 
 #include <immintrin.h>
@@ -16,6 +17,10 @@ namespace bantam {
 namespace {
 
 #define BANTAM_INLINE inline __attribute__((always_inline))
+#define BANTAM_SIXTEEN_REGISTERS 1
+// The eight quads of a block of attention. Left to itself the compiler keeps a loop where there are
+// fifth bits, with a branch for every nibble.
+#define BANTAM_EACH_QUAD(i) _Pragma("GCC unroll 8") for (int i = 0; i < 8; ++i)
 // Both registers of a pair.
 #define BANTAM_BOTH(expression) \
   for (int i = 0; i < 2; ++i) expression
@@ -141,10 +146,33 @@ BANTAM_INLINE float f_tree(Floats x) {
   const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
   return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
+// The same of eight vectors at once, `op` in place of +: lane k is of v[k].
+template <class Op>
+BANTAM_INLINE __m256 eight_trees(const Floats* v, Op&& op) {
+  __m256 a[8], b[4];
+  for (int k = 0; k < 8; ++k) a[k] = op(v[k].v[0], v[k].v[1]);
+  for (int k = 0; k < 4; ++k) {  // lanes 0 to 3 of k and k + 4
+    b[k] = op(_mm256_permute2f128_ps(a[k], a[k + 4], 0x20),
+              _mm256_permute2f128_ps(a[k], a[k + 4], 0x31));
+  }
+  __m256 c[2];
+  for (int k = 0; k < 2; ++k) {
+    const __m256d x = _mm256_castps_pd(b[2 * k]), y = _mm256_castps_pd(b[2 * k + 1]);
+    c[k] =
+        op(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  }
+  return op(_mm256_shuffle_ps(c[0], c[1], 0x88), _mm256_shuffle_ps(c[0], c[1], 0xdd));
+}
+// Of N = 4 or 8.
+template <int N, class Op>
+BANTAM_INLINE __m256 some_trees(const Floats* v, Op&& op) {
+  if constexpr (N == 8) return eight_trees(v, op);
+  const Floats twice[8] = {v[0], v[1], v[2], v[3], v[0], v[1], v[2], v[3]};
+  return eight_trees(twice, op);
+}
+BANTAM_INLINE __m256 plus(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
 BANTAM_INLINE Floats f_trees(Floats* v) {
-  alignas(64) float sums[16];
-  for (int k = 0; k < 16; ++k) sums[k] = f_tree(v[k]);
-  return f_load(sums);
+  return {{eight_trees(v, plus), eight_trees(v + 8, plus)}};
 }
 // For N = 4 or 8 vectors: sums and maxima of vector k are in this lane of the result.
 template <int N>
@@ -169,9 +197,7 @@ template <class X>
 BANTAM_INLINE void in_memory(X&) {}
 template <int N>
 BANTAM_INLINE Floats f_some_trees(Floats* v) {
-  alignas(64) float sums[16] = {};
-  for (int k = 0; k < N; ++k) sums[k] = f_tree(v[k]);
-  return f_load(sums);
+  return {{some_trees<N>(v, plus), _mm256_setzero_ps()}};
 }
 template <int Stride>
 BANTAM_INLINE Floats f_butterfly(Floats x) {
@@ -294,19 +320,27 @@ BANTAM_INLINE __m256i low_bytes(Ints a, Ints b) {
 BANTAM_INLINE void i_store_32_bytes(void* p, Ints a, Ints b) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), low_bytes(a, b));
 }
+// One integer of each of N vectors by `op`, which may take lanes in any order.
+template <int N, class Op>
+BANTAM_INLINE Ints i_some(const Ints* v, Op&& op) {
+  Floats lanes[N];
+  for (int k = 0; k < N; ++k) lanes[k] = f_from_bits(v[k]);
+  const auto bits = [&](__m256 a, __m256 b) __attribute__((always_inline)) {
+    return _mm256_castsi256_ps(op(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+  };
+  return {{_mm256_castps_si256(some_trees<N>(lanes, bits)), _mm256_setzero_si256()}};
+}
 template <int N>
 BANTAM_INLINE Ints i_largests(Ints* v) {  // unsigned
-  alignas(64) uint32_t largest[16] = {};
-  for (int k = 0; k < N; ++k) largest[k] = i_largest_unsigned(v[k]);
-  return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(largest)),
-           _mm256_load_si256(reinterpret_cast<const __m256i*>(largest + 8))}};
+  return i_some<N>(
+      v,
+      [](__m256i a, __m256i b) __attribute__((always_inline)) { return _mm256_max_epu32(a, b); });
 }
 template <int N>
 BANTAM_INLINE Ints i_some_totals(Ints* v) {
-  alignas(64) int32_t totals[16] = {};
-  for (int k = 0; k < N; ++k) totals[k] = i_total(v[k]);
-  return {{_mm256_load_si256(reinterpret_cast<const __m256i*>(totals)),
-           _mm256_load_si256(reinterpret_cast<const __m256i*>(totals + 8))}};
+  return i_some<N>(
+      v,
+      [](__m256i a, __m256i b) __attribute__((always_inline)) { return _mm256_add_epi32(a, b); });
 }
 BANTAM_INLINE Ints i_load_bytes(const std::byte* p) {
   const __m128i x = load_16(p);
@@ -340,18 +374,19 @@ BANTAM_INLINE Bytes b_shift_left(Bytes a) {
   return a;
 }
 // -1 where the bit is set: 32 bits to 32 bytes.
-BANTAM_INLINE __m256i bit_bytes(uint32_t bits) {
+BANTAM_INLINE __m256i bit_bytes(const std::byte* bits) {
   const __m256i place =
       _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i pick = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
-  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), place);
+  __m256 all = _mm256_broadcast_ss(reinterpret_cast<const float*>(bits));
+  // Since few of the bytes are looked at the compiler would load four and permute them.
+  asm("" : "+x"(all));
+  const __m256i spread = _mm256_shuffle_epi8(_mm256_castps_si256(all), place);
   return _mm256_cmpeq_epi8(_mm256_and_si256(spread, pick), pick);
 }
 BANTAM_INLINE Bytes b_fifth_bits(const std::byte* plane) {
-  uint32_t bits[2];
-  __builtin_memcpy(bits, plane, 8);
   Bytes out;
-  BANTAM_BOTH(out.v[i] = _mm256_and_si256(bit_bytes(bits[i]), _mm256_set1_epi8(16)));
+  BANTAM_BOTH(out.v[i] = _mm256_and_si256(bit_bytes(plane + 4 * i), _mm256_set1_epi8(16)));
   return out;
 }
 BANTAM_INLINE Bytes b_lookup(const int8_t* table16, Bytes index) {
@@ -387,129 +422,7 @@ BANTAM_INLINE bool sign_bytes(const std::byte* halves, uint8_t* out) {
   return _mm256_movemask_epi8(packed) != 0;
 }
 
-// ---- products
-
-constexpr int kBitMult = 2;  // of bit_sum, for values of -1 and 1
-template <int K>
-BANTAM_INLINE Bytes bit_code(Bytes word) {
-  // Bit K % 4 of every nibble value, by lookup: one instruction for each plane after the nibble.
-  constexpr int bit = K % 4;
-  const __m256i table = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 1 >> bit & 1, 2 >> bit & 1, 3 >> bit & 1, 4 >> bit & 1, 5 >> bit & 1,
-                    6 >> bit & 1, 7 >> bit & 1, 8 >> bit & 1, 9 >> bit & 1, 10 >> bit & 1,
-                    11 >> bit & 1, 12 >> bit & 1, 13 >> bit & 1, 14 >> bit & 1, 15 >> bit & 1));
-  const Bytes nibble = b_field<4, K / 4>(word);
-  return {{_mm256_shuffle_epi8(table, nibble.v[0]), _mm256_shuffle_epi8(table, nibble.v[1])}};
-}
-BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
-constexpr bool kValueCorrection = false;
-BANTAM_INLINE Ints value_correction(const Bytes*, int) { return i_zero(); }
-
-#if defined(BANTAM_AVX_VNNI)
-struct BitAcc {
-  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
-};
-typedef BitAcc SmallAcc;
-typedef BitAcc WideAcc;
-typedef BitAcc ValueAcc;
-constexpr int kWideBias = 128;
-BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
-  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], code.v[i], x));
-}
-BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return acc.sum; }
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
-BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return acc.sum; }
-BANTAM_INLINE Bytes wide_code(Bytes codes) {
-  BANTAM_BOTH(codes.v[i] = _mm256_xor_si256(codes.v[i], _mm256_set1_epi8(-128)));
-  return codes;
-}
-BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
-BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
-template <int Bits>
-BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
-  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], weights, values.v[i]));
-}
-BANTAM_INLINE ValueAcc sum_start(int32_t x) { return {i_set(x)}; }
-#else
-// Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
-struct BitAcc {
-  Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
-};
-typedef BitAcc SmallAcc;
-struct WideAcc {
-  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
-};
-typedef WideAcc ValueAcc;
-constexpr int kWideBias = 0;
-BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
-  BANTAM_BOTH(acc.pairs.v[i] =
-                  _mm256_add_epi16(acc.pairs.v[i], _mm256_maddubs_epi16(code.v[i], x)));
-}
-BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
-  Ints out;
-  BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(acc.pairs.v[i], _mm256_set1_epi16(1)));
-  return out;
-}
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
-BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return bit_sum(acc); }
-BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
-BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
-  for (int i = 0; i < 2; ++i) {
-    const __m256i pairs =
-        _mm256_maddubs_epi16(_mm256_abs_epi8(code.v[i]), _mm256_sign_epi8(x, code.v[i]));
-    acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-}
-BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
-template <int Bits>
-BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
-  const __m256i one = _mm256_set1_epi16(1);
-  for (int i = 0; i < 2; ++i) {
-    if constexpr (Bits <= 5) {
-      const __m256i pairs = _mm256_maddubs_epi16(weights, values.v[i]);
-      acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, one));
-    } else {
-      const __m256i half = _mm256_and_si256(_mm256_srli_epi16(weights, 1), _mm256_set1_epi8(127));
-      const __m256i odd = _mm256_and_si256(weights, _mm256_set1_epi8(1));
-      const __m256i halves = _mm256_maddubs_epi16(half, values.v[i]);
-      const __m256i odds = _mm256_maddubs_epi16(odd, values.v[i]);
-      const __m256i twice = _mm256_madd_epi16(halves, _mm256_set1_epi16(2));
-      acc.sum.v[i] =
-          _mm256_add_epi32(acc.sum.v[i], _mm256_add_epi32(twice, _mm256_madd_epi16(odds, one)));
-    }
-  }
-}
-#endif
-BANTAM_INLINE Ints value_sum(const ValueAcc& acc) { return acc.sum; }
-
-template <int Bias>
-BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
-  __m256i* flips = reinterpret_cast<__m256i*>(signs);
-  const __m256i sign = _mm256_loadu_si256(flips);
-  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
-                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
-}
-BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
-  return {{low_bytes(a, b), low_bytes(c, d)}};
-}
-template <int N>
-BANTAM_INLINE void weight_corrections(const Bytes* weights, const int8_t* factors,
-                                      const int* blocks, int32_t* out) {
-  __m256i v[N];
-  for (int k = 0; k < N; ++k) {
-    const __m256i by =
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(factors + 32 * blocks[k]));
-    v[k] =
-        _mm256_madd_epi16(_mm256_maddubs_epi16(weights[k / 2].v[k % 2], by), _mm256_set1_epi16(-1));
-  }
-  for (int i = 0; i < N / 2; ++i) v[i] = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
-  for (int i = 0; i < N / 4; ++i) {
-    const __m256i x = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i),
-                     _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-  }
-}
-
 }  // namespace
 }  // namespace bantam
+
+#include "cpu/vec_avx2_products.h"

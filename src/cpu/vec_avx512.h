@@ -23,6 +23,8 @@ namespace bantam {
 namespace {
 
 #define BANTAM_INLINE inline __attribute__((always_inline))
+// The eight quads of a block of attention.
+#define BANTAM_EACH_QUAD(i) for (int i = 0; i < 8; ++i)
 
 typedef __m512 Floats;
 typedef __m512i Ints;
@@ -251,7 +253,10 @@ struct BitAcc {
 };
 typedef BitAcc SmallAcc;
 typedef BitAcc WideAcc;
-typedef BitAcc ValueAcc;
+template <int>
+using CodeAcc = BitAcc;
+template <int>
+using ValueAcc = BitAcc;
 constexpr int kBitMult = 1;  // of bit_sum, for values of -1 and 1
 constexpr int kWideBias = 128;
 constexpr bool kValueCorrection = false;
@@ -275,13 +280,27 @@ BANTAM_INLINE Bytes wide_code(Bytes signed_codes) {
 }
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
 BANTAM_INLINE Ints wide_sum(WideAcc acc) { return acc.v; }
+// Products of attention: keys as signed bytes, as codes up to Largest, values up to Largest; of the
+// quads i = 0 to 7 of a block in turn.
+BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+template <int Largest>
+BANTAM_INLINE void code_add(BitAcc& acc, int, Bytes code, Quad x) {
+  dot_step(acc, code, x);
+}
+template <int Largest>
+BANTAM_INLINE Ints code_sum(BitAcc acc) {
+  return acc.v;
+}
 BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
-template <int Bits>
-BANTAM_INLINE void value_add(ValueAcc& acc, Bytes values, Quad weights) {
+template <int Largest>
+BANTAM_INLINE void value_add(BitAcc& acc, int, Bytes values, Quad weights) {
   dot_step(acc, weights, values);
 }
-BANTAM_INLINE ValueAcc sum_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
-BANTAM_INLINE Ints value_sum(ValueAcc acc) { return acc.v; }
+BANTAM_INLINE BitAcc sum_start(int32_t x) { return {_mm512_set1_epi32(x)}; }
+template <int Largest>
+BANTAM_INLINE Ints value_sum(BitAcc acc) {
+  return acc.v;
+}
 
 // A block's sign bytes (0 or -1) become the bits of a code that they flip, and factors Bias or
 // Bias - 1 are stored.

@@ -1,0 +1,198 @@
+// Products of bytes for AVX2, with VPDPBUSD where the including file says BANTAM_AVX_VNNI: the
+// second half of vec_avx2.h, which includes it.
+#pragma once
+
+#include "cpu/vec_avx2.h"
+
+namespace bantam {
+namespace {
+
+constexpr int kBitMult = 2;  // of bit_sum, for values of -1 and 1
+template <int K>
+BANTAM_INLINE Bytes bit_code(Bytes word) {
+  // Bit K % 4 of every nibble value, by lookup: one instruction for each plane after the nibble.
+  constexpr int bit = K % 4;
+  const __m256i table = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1 >> bit & 1, 2 >> bit & 1, 3 >> bit & 1, 4 >> bit & 1, 5 >> bit & 1,
+                    6 >> bit & 1, 7 >> bit & 1, 8 >> bit & 1, 9 >> bit & 1, 10 >> bit & 1,
+                    11 >> bit & 1, 12 >> bit & 1, 13 >> bit & 1, 14 >> bit & 1, 15 >> bit & 1));
+  const Bytes nibble = b_field<4, K / 4>(word);
+  return {{_mm256_shuffle_epi8(table, nibble.v[0]), _mm256_shuffle_epi8(table, nibble.v[1])}};
+}
+BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
+constexpr bool kValueCorrection = false;
+BANTAM_INLINE Ints value_correction(const Bytes*, int) { return i_zero(); }
+
+#if defined(BANTAM_AVX_VNNI)
+struct BitAcc {
+  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+typedef BitAcc SmallAcc;
+typedef BitAcc WideAcc;
+template <int>
+using CodeAcc = BitAcc;
+template <int>
+using ValueAcc = BitAcc;
+constexpr int kWideBias = 128;
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
+  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], code.v[i], x));
+}
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return acc.sum; }
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return acc.sum; }
+BANTAM_INLINE Bytes wide_code(Bytes codes) {
+  BANTAM_BOTH(codes.v[i] = _mm256_xor_si256(codes.v[i], _mm256_set1_epi8(-128)));
+  return codes;
+}
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
+BANTAM_INLINE BitAcc sum_start(int32_t x) { return {i_set(x)}; }
+// Products of attention (vec_avx512.h).
+BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+template <int Largest>
+BANTAM_INLINE void code_add(BitAcc& acc, int, Bytes code, Quad x) {
+  bit_add(acc, code, x);
+}
+template <int Largest>
+BANTAM_INLINE Ints code_sum(const BitAcc& acc) {
+  return acc.sum;
+}
+template <int Largest>
+BANTAM_INLINE void value_add(BitAcc& acc, int, Bytes values, Quad weights) {
+  BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], weights, values.v[i]));
+}
+template <int Largest>
+BANTAM_INLINE Ints value_sum(const BitAcc& acc) {
+  return acc.sum;
+}
+#else
+// Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
+struct BitAcc {
+  Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+typedef BitAcc SmallAcc;
+struct WideAcc {
+  Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+};
+constexpr int kWideBias = 0;
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
+  BANTAM_BOTH(acc.pairs.v[i] =
+                  _mm256_add_epi16(acc.pairs.v[i], _mm256_maddubs_epi16(code.v[i], x)));
+}
+BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
+  Ints out;
+  BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(acc.pairs.v[i], _mm256_set1_epi16(1)));
+  return out;
+}
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return bit_sum(acc); }
+BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
+BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs =
+        _mm256_maddubs_epi16(_mm256_abs_epi8(code.v[i]), _mm256_sign_epi8(x, code.v[i]));
+    acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
+
+// Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad.
+BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(code.v[i], x));
+    acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+// Sums of products, pairs of which are up to Most: in 16 bits for as many quads as fit, then wider.
+template <int Most>
+struct PairAcc {
+  static constexpr int quads = 32767 / Most < 8 ? 32767 / Most : 8;
+  Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+  Ints sum = pairs;
+
+  // Of quad 0 to 7.
+  BANTAM_INLINE void add(int quad, Bytes unsigned_bytes, Bytes signed_bytes) {
+    for (int i = 0; i < 2; ++i) {
+      const __m256i pair = _mm256_maddubs_epi16(unsigned_bytes.v[i], signed_bytes.v[i]);
+      pairs.v[i] = quad % quads == 0 ? pair : _mm256_add_epi16(pairs.v[i], pair);
+    }
+    if (quads < 8 && (quad + 1) % quads == 0) sum = i_add(sum, widened(1));
+  }
+  BANTAM_INLINE Ints widened(int by) const {
+    Ints out;
+    BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(pairs.v[i], _mm256_set1_epi16(int16_t(by))));
+    return out;
+  }
+  BANTAM_INLINE Ints total(int by) const { return quads < 8 ? sum : widened(by); }
+};
+BANTAM_INLINE Bytes twice(Quad x) { return {{x, x}}; }
+template <int Largest>
+using CodeAcc = PairAcc<2 * 127 * Largest>;
+template <int Largest>
+BANTAM_INLINE void code_add(CodeAcc<Largest>& acc, int i, Bytes code, Quad x) {
+  acc.add(i, code, twice(x));
+}
+template <int Largest>
+BANTAM_INLINE Ints code_sum(const CodeAcc<Largest>& acc) {
+  return acc.total(1);
+}
+// Weights beside large values: their half bytes apart.
+template <int Largest>
+struct ValueAcc {
+  PairAcc<2 * 255 * Largest> acc;
+};
+template <>
+struct ValueAcc<128> {
+  PairAcc<2 * 15 * 128> low, high;
+};
+template <int Largest>
+BANTAM_INLINE void value_add(ValueAcc<Largest>& to, int i, Bytes values, Quad weights) {
+  if constexpr (Largest == 128) {
+    const __m256i half = _mm256_set1_epi8(15);
+    to.low.add(i, twice(_mm256_and_si256(weights, half)), values);
+    to.high.add(i, twice(_mm256_and_si256(_mm256_srli_epi16(weights, 4), half)), values);
+  } else {
+    to.acc.add(i, twice(weights), values);
+  }
+}
+template <int Largest>
+BANTAM_INLINE Ints value_sum(const ValueAcc<Largest>& of) {
+  if constexpr (Largest == 128) {
+    return i_add(of.low.total(1), of.high.total(16));
+  } else {
+    return of.acc.total(1);
+  }
+}
+#endif
+
+template <int Bias>
+BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  __m256i* flips = reinterpret_cast<__m256i*>(signs);
+  const __m256i sign = _mm256_loadu_si256(flips);
+  _mm256_storeu_si256(flips, _mm256_and_si256(sign, _mm256_set1_epi8(2 * Bias - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(out),
+                     _mm256_add_epi8(sign, _mm256_set1_epi8(Bias)));
+}
+BANTAM_INLINE Bytes weights_of(Ints a, Ints b, Ints c, Ints d) {
+  return {{low_bytes(a, b), low_bytes(c, d)}};
+}
+template <int N>
+BANTAM_INLINE void weight_corrections(const Bytes* weights, const int8_t* factors,
+                                      const int* blocks, int32_t* out) {
+  __m256i v[N];
+  for (int k = 0; k < N; ++k) {
+    const __m256i by =
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(factors + 32 * blocks[k]));
+    v[k] =
+        _mm256_madd_epi16(_mm256_maddubs_epi16(weights[k / 2].v[k % 2], by), _mm256_set1_epi16(-1));
+  }
+  for (int i = 0; i < N / 2; ++i) v[i] = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < N / 4; ++i) {
+    const __m256i x = _mm256_hadd_epi32(v[2 * i], v[2 * i + 1]);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i),
+                     _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+  }
+}
+
+}  // namespace
+}  // namespace bantam
