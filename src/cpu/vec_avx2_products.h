@@ -96,7 +96,8 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
 
-// Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad.
+// Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad. No key is
+// -128 (kv_codec.h), which has no negative.
 BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 2; ++i) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(code.v[i], x));
