@@ -613,8 +613,9 @@ TEST(Weigh, RowsOfQuantizedValuesAreScalarsBits) {
   for (int type = 0; type < kNumKvTypes; ++type) {
     const KvTypeInfo& about = info(static_cast<KvType>(type));
     if (!about.quantized) continue;
-    for (const int hd : {32, 64, 96, 128, 160, 224, 256}) {
-      std::mt19937 random(static_cast<uint32_t>(100 * type + hd));
+    for (const auto& [hd, signs] : {std::pair{32, true}, {64, true}, {96, true}, {128, true}, {160, true}, {224, true}, {256, true},
+                                    {32, false}, {96, false}, {128, false}, {256, false}}) {
+      std::mt19937 random(static_cast<uint32_t>(100 * type + hd + (signs ? 0 : 1)));
       std::normal_distribution<float> normal;
       std::vector<std::byte> tile(static_cast<size_t>(kv_tile_bytes(about.bytes_per_32, hd)));
       std::vector<float> row(static_cast<size_t>(hd));
@@ -622,15 +623,16 @@ TEST(Weigh, RowsOfQuantizedValuesAreScalarsBits) {
         for (float& x : row) x = normal(random);
         scalar.kv[type].store_v(row.data(), hd, pos, tile.data());
       }
-      // Signs of scales as they come, and in some tiles what no row gives.
+      // Signs of scales as they come, and in some tiles what no row gives; or none, which some kernels prefer.
       const bool minimum = about.has_minimum;
       std::byte* scales = tile.data() + tile.size() - static_cast<size_t>(2 * hd * (minimum ? 2 : 1));
       const auto set_scale = [&](int i, uint16_t half) { std::memcpy(scales + 2 * i, &half, 2); };
       for (int i = 0; i < hd; ++i) {
         if (random() % 3 == 0) scales[2 * i + 1] ^= std::byte{0x80};
+        if (!signs) scales[2 * i + 1] &= std::byte{0x7f};
       }
-      set_scale(static_cast<int>(random() % 32), 0x8000);
-      if (hd % 64 == 0) set_scale(hd - 1, random() % 2 == 0 ? 0x7c00 : 0xfc00);
+      set_scale(static_cast<int>(random() % 32), signs ? 0x8000 : 0);
+      if (hd % 64 == 0) set_scale(hd - 1, !signs || random() % 2 == 0 ? 0x7c00 : 0xfc00);
       for (const int n : {1, 2, 3, 4, 5, 6, 7, 8, 13, 64}) {
         std::vector<float> p(static_cast<size_t>(n * 40)), acc(static_cast<size_t>(n * hd));
         std::vector<int32_t> visible(static_cast<size_t>(n));
@@ -656,14 +658,14 @@ TEST(Weigh, RowsOfQuantizedValuesAreScalarsBits) {
           };
           const std::vector<float> expected = run(scalar);
           for (const Isa* isa : isas()) {
-            ASSERT_TRUE(same(expected, run(kernels_of(*isa)))) << isa->name << " " << about.name << " hd " << hd << " rows " << n << " first " << first;
+            ASSERT_TRUE(same(expected, run(kernels_of(*isa)))) << isa->name << " " << about.name << " hd " << hd << " signs " << signs << " rows " << n << " first " << first;
             ++executed;
           }
         }
       }
     }
   }
-  EXPECT_EQ(executed, 6 * 7 * 10 * 2 * static_cast<int>(isas().size()));
+  EXPECT_EQ(executed, 6 * 11 * 10 * 2 * static_cast<int>(isas().size()));
 }
 
 // Rule 5 by hand: q8_0 rows with a scale of exactly 1, so that the u8 weights of one key at 1 and others near u + 1/2 are

@@ -187,7 +187,7 @@ MUTANTS = [
            "values in place: first tiles add to what was there before"),
     Mutant("src/cpu/vec_avx2_products.h", "avx2", "32767 / Most < 8 ? 32767 / Most : 8", "65535 / Most < 8 ? 65535 / Most : 8",
            "sums of pairs are widened after they may have overflowed"),
-    Mutant("src/cpu/vec_avx2_products.h", "avx2", "of.high.total(16)", "of.high.total(8)",
+    Mutant("src/cpu/vec_avx2_products.h", "avx2", "of.high.template total<16>()", "of.high.template total<8>()",
            "the upper half bytes of weights count half"),
 ]
 

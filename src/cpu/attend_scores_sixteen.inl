@@ -6,6 +6,7 @@
 //
 // Zen 3, cycles for the keys of a tile, head size 128, one and two rows, through memory -> in
 // place: q8_0 337, 557 -> 221, 412; q5_0 550, 720 -> 380, 489; q4_0 284, 437 -> 176, 315.
+// AVX-VNNI has the same registers and was not measured.
 #pragma once
 
 #include "cpu/attend_codes.inl"

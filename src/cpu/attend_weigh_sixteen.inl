@@ -6,6 +6,7 @@
 // Zen 3, cycles for the values of a tile, head size 128, one and two rows, through memory -> in
 // place: q8_0 500, 795 -> 426, 720; q4_1 400, 606 -> 398, 566; but q5_1 610, 810 -> 851, 1110; q4_0
 // (flipped codes through memory) 387, 591 -> 528, 744; iq4_nl 616, 916 -> 600, 914.
+// AVX-VNNI has the same registers and was not measured.
 #pragma once
 
 #include "cpu/attend_codes.inl"

@@ -1,8 +1,9 @@
 // How fast this CPU multiplies bytes when nothing else is to be done: the products of 1-bit codes
 // (the fastest of every vector header) on registers alone. The measured dot rate of `bantam bench`:
 // a ceiling for products that multiply, not for those that look sums up in tables
-// (tables_avx512.inl), where VPERMB and VPADDB can stand for more multiply-adds a cycle than
-// VPDPBUSD: more than 100 % is then normal. Includers choose the vector header first.
+// (tables_avx512.inl, tables_avx2.inl), where a lookup and an addition can stand for more
+// multiply-adds a cycle than a product: more than 100 % is then normal. Includers choose the vector
+// header first.
 #pragma once
 
 #include "cpu/weights_simd.inl"

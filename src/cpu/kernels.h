@@ -129,7 +129,9 @@ struct MatmulArgs {
   float* scratch = nullptr;  // float path: w->cols floats of this thread
 };
 
-// One tile of K against n_rows query rows (rows x heads of the group, in any order).
+// One tile of K against n_rows query rows (rows x heads of the group, in any order). Neither
+// queries nor signed codes of K are -128: encoders do not make it, and files that hold it are
+// refused.
 struct ScoreArgs {
   const std::byte* tile = nullptr;
   int head_dim = 0;

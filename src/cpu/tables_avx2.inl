@@ -1,9 +1,9 @@
 // Products of 1-bit weights by looking sums up, for AVX2 without a dot instruction (kernels.h,
 // table_bytes): VPSHUFB finds 32 sums of four activations by four weight bits, 128 multiply-adds
-// for each pair of lookups. A VPSHUFB has one table of 16 entries, so all bytes of an index must be
-// of the same four columns: two groups of 16 rows are taken apart by the places of their bytes
-// first. Exact, and the bits of weights_scalar.inl: sums are kept whole in planes of bytes. The
-// idea of tables is T-MAC's (arXiv 2407.00088).
+// for each pair of lookups. Each half of a VPSHUFB has one table of 16 entries, here the same, so
+// all bytes of an index must be of the same four columns: two groups of 16 rows are taken apart by
+// the places of their bytes first. Exact, and the bits of weights_scalar.inl: sums are kept whole
+// in planes of bytes. The idea of tables is T-MAC's (arXiv 2407.00088).
 //
 // Zen 3 (3.24 GHz, one thread, 2,048 columns, weights in L2), multiply-adds a cycle, best of many,
 // VPMADDUBSW -> lookups: one row 27 -> 40, 8 rows 38 -> 63, 64 rows 27 -> 64; blocks of 32: 19 ->
@@ -139,7 +139,7 @@ BANTAM_INLINE Quad load_table(const std::byte* entries) {
 // Planes of bytes are added up to so many lookups, then to words. The high plane is unsigned from
 // 128 on: what its bytes start from (decode), or its tables are above (several rows).
 
-// Words of a plane's bytes, `by` = 1 and what the next plane counts.
+// Bytes of two planes to words: low + by * high.
 BANTAM_INLINE void add_words(Quad low, Quad high, int by, Quad* half) {
   const Quad factor = _mm256_set1_epi16(static_cast<int16_t>(1 | by << 8));
   half[0] =
@@ -216,7 +216,7 @@ constexpr int table_at(int step) {
   return (step / 4 * 4 * Sums::planes + step % 4) * 16;
 }
 
-template <int Block, class Sums>
+template <class Sums>
 BANTAM_INLINE void end_row(const Sums& sums, const Floats* d_w, float d_a, Floats* y) {
   for (int g = 0; g < 2; ++g) {
     y[g] = f_fma(f_from_ints(sums.sum(g)), f_mul(d_w[g], f_set(d_a)), y[g]);
@@ -252,10 +252,10 @@ BANTAM_INLINE void table_block(const std::byte* const* blocks, const std::byte* 
       look_up(sums, i, _mm256_and_si256(bits, nibble), tables + table_at<Sums>(i), start);
       if constexpr (i % Sums::lookups == Sums::lookups - 1) sums.flush(i);
     });
-    if (Block == 32) end_row<Block>(sums, d_w, d_a[w], y);
+    if (Block == 32) end_row(sums, d_w, d_a[w], y);
     a += 64, b += 64, tables += 128 * Sums::planes;
   }
-  if (Block == 128) end_row<Block>(sums, d_w, *d_a, y);
+  if (Block == 128) end_row(sums, d_w, *d_a, y);
 }
 
 template <class Sums, int Block>
@@ -286,8 +286,8 @@ inline void table_row(const MatmulArgs& args) {
 
 // ---- several rows of activations
 
-// Pairs of groups that share each table, and rows of activations that share each index: their sums
-// stay in registers.
+// Pairs of groups that share each table, and rows of activations that share each index: the
+// planes of their sums stay in registers.
 constexpr int kLookPairs = 2;
 constexpr int kLookGroups = 2 * kLookPairs;
 template <class Sums>
@@ -330,7 +330,7 @@ inline void look_rows(const LookBlock& block, const std::byte* tables, const flo
       for (int p = 0; p < kLookPairs; ++p) {
         float* to = y + (kLookGroups * r + 2 * p) * 16;
         Floats both[2] = {f_load(to), f_load(to + 16)};
-        end_row<Block>(sums[r][p], block.d_w + 2 * p, d_a[r * d_stride + at], both);
+        end_row(sums[r][p], block.d_w + 2 * p, d_a[r * d_stride + at], both);
         f_store(to, both[0]);
         f_store(to + 16, both[1]);
       }
@@ -451,7 +451,8 @@ void matmul_q1_0_avx2(const MatmulArgs& args) {
 
 // Every thread builds the tables for its groups itself, as long as 3 to 4 groups take. Zen 3,
 // blocks of 128, 2 and 8 rows, best of 60: 4 groups 0.9 and 1.0 times the speed of products, 8
-// groups 1.1 and 1.2, 64 groups 1.5 and 1.7.
+// groups 1.1 and 1.2, 64 groups 1.5 and 1.7; blocks of 32 gain from 4 groups on. Of
+// --act i16 only 16 and 64 rows were timed.
 constexpr SeveralRows kLookUps{ActOrder::plain, 8, 2, 2, 64, 256};
 
 void fill_tables_avx2(Kernels& table) {

@@ -1,8 +1,8 @@
 // The vocabulary of vec_avx512.h for AVX2 with FMA and F16C, and, where the including file says
 // BANTAM_AVX_VNNI, the 256-bit VPDPBUSD. Two registers hold what a 512-bit one holds. Without VNNI
 // products are exact by 16-bit sums: VPMADDUBSW saturates with two 8-bit factors, so wide codes
-// lend their sign to the activations, and weights of attention are split into half bytes where
-// values are wide.
+// of weights lend their sign to the activations, queries theirs to the keys, and weights of
+// attention are split into half bytes where values are wide.
 #pragma once
 
 #include <immintrin.h>
@@ -167,8 +167,8 @@ BANTAM_INLINE __m256 eight_trees(const Floats* v, Op&& op) {
 template <int N, class Op>
 BANTAM_INLINE __m256 some_trees(const Floats* v, Op&& op) {
   if constexpr (N == 8) return eight_trees(v, op);
-  const Floats twice[8] = {v[0], v[1], v[2], v[3], v[0], v[1], v[2], v[3]};
-  return eight_trees(twice, op);
+  const Floats again[8] = {v[0], v[1], v[2], v[3], v[0], v[1], v[2], v[3]};
+  return eight_trees(again, op);
 }
 BANTAM_INLINE __m256 plus(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
 BANTAM_INLINE Floats f_trees(Floats* v) {
@@ -304,12 +304,6 @@ BANTAM_INLINE void i_store_bytes(void* p, Ints a) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
   _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(a8, order)));
-}
-BANTAM_INLINE uint32_t i_largest_unsigned(Ints a) {
-  const __m256i s = _mm256_max_epu32(a.v[0], a.v[1]);
-  __m128i x = _mm_max_epu32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-  x = _mm_max_epu32(x, _mm_shuffle_epi32(x, 0x4e));
-  return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 0xb1))));
 }
 BANTAM_INLINE __m256i low_bytes(Ints a, Ints b) {
   const __m256i words =

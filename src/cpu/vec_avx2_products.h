@@ -96,8 +96,8 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
 
-// Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad. No key is
-// -128 (kv_codec.h), which has no negative.
+// Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad. -128 has
+// no negative: ScoreArgs.
 BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 2; ++i) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(code.v[i], x));
@@ -108,6 +108,7 @@ BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {
 template <int Most>
 struct PairAcc {
   static constexpr int quads = 32767 / Most < 8 ? 32767 / Most : 8;
+  static_assert(8 % quads == 0 && kSumChains == 1);  // or the last ones would stay where they are
   Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
   Ints sum = pairs;
 
@@ -124,7 +125,11 @@ struct PairAcc {
     BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(pairs.v[i], _mm256_set1_epi16(int16_t(by))));
     return out;
   }
-  BANTAM_INLINE Ints total(int by) const { return quads < 8 ? sum : widened(by); }
+  template <int By>
+  BANTAM_INLINE Ints total() const {
+    static_assert(By == 1 || quads == 8);
+    return quads < 8 ? sum : widened(By);
+  }
 };
 BANTAM_INLINE Bytes twice(Quad x) { return {{x, x}}; }
 template <int Largest>
@@ -135,7 +140,7 @@ BANTAM_INLINE void code_add(CodeAcc<Largest>& acc, int i, Bytes code, Quad x) {
 }
 template <int Largest>
 BANTAM_INLINE Ints code_sum(const CodeAcc<Largest>& acc) {
-  return acc.total(1);
+  return acc.template total<1>();
 }
 // Weights beside large values: their half bytes apart.
 template <int Largest>
@@ -159,9 +164,9 @@ BANTAM_INLINE void value_add(ValueAcc<Largest>& to, int i, Bytes values, Quad we
 template <int Largest>
 BANTAM_INLINE Ints value_sum(const ValueAcc<Largest>& of) {
   if constexpr (Largest == 128) {
-    return i_add(of.low.total(1), of.high.total(16));
+    return i_add(of.low.template total<1>(), of.high.template total<16>());
   } else {
-    return of.acc.total(1);
+    return of.acc.template total<1>();
   }
 }
 #endif

@@ -9,6 +9,7 @@
 //   small_*  unsigned codes; code * quads <= 120           for example 15 x 8 quads, 3 x 32 quads
 //   wide_*   codes of wide_code(signed bytes), biased by kWideBias, or unsigned up to 63
 //   value_*  signed bytes against unsigned weights 0..255 (rule 5), up to 8 quads
+//   code_*, wide_key_add  the same for keys of attention against queries: unsigned codes, wide_code
 #pragma once
 
 #include <immintrin.h>
@@ -49,8 +50,8 @@ constexpr int kWeighRows = 2;
 constexpr int kSumChains = 2;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
-// Whether sums of products in attention can start from any number (sum_start): then small, wide and
-// value sums are of one type.
+// Whether sums of products in attention can start from any number (sum_start): then wide,
+// code and value sums are of one type.
 constexpr bool kSumsStartAnywhere = true;
 constexpr int kExpsTogether = 4;
 // Vectors of float keys and of float channels that are summed at a time.

@@ -147,8 +147,11 @@ BANTAM_INLINE void code_add(CodeAcc<Largest>& acc, int, Bytes code, Quad x) {
 }
 template <int Largest>
 BANTAM_INLINE Ints code_sum(const CodeAcc<Largest>& acc) {
-  if constexpr (Largest == 15) return small_sum(acc);
-  return wide_sum(acc);
+  if constexpr (Largest == 15) {
+    return small_sum(acc);
+  } else {
+    return wide_sum(acc);
+  }
 }
 template <int>
 using ValueAcc = WideAcc;
