@@ -246,12 +246,11 @@ BANTAM_INLINE void table_block(const std::byte* const* blocks, const std::byte* 
     if (Block == 32) sums.template clear<1>();
     Quad place[4];
     by_places(a, b, place);
-    unrolled<8>([&](auto step) __attribute__((always_inline)) {
-      constexpr int i = decltype(step)::value;
+    BANTAM_EACH_QUAD(i) {
       const Quad bits = i < 4 ? place[i % 4] : _mm256_srli_epi16(place[i % 4], 4);
       look_up(sums, i, _mm256_and_si256(bits, nibble), tables + table_at<Sums>(i), start);
-      if constexpr (i % Sums::lookups == Sums::lookups - 1) sums.flush(i);
-    });
+      if (i % Sums::lookups == Sums::lookups - 1) sums.flush(i);
+    }
     if (Block == 32) end_row(sums, d_w, d_a[w], y);
     a += 64, b += 64, tables += 128 * Sums::planes;
   }
@@ -345,8 +344,7 @@ inline void look_rows(const LookBlock& block, const std::byte* tables, const flo
 #pragma GCC unroll 1
   for (int w = 0; w < 4; ++w, tables += 128 * Sums::planes) {
     if (Block == 32 && w > 0) clear();
-    unrolled<8>([&](auto step) __attribute__((always_inline)) {
-      constexpr int i = decltype(step)::value;
+    BANTAM_EACH_QUAD(i) {
       const Quad* index = block.index[8 * w + i];
       for (int r = 0; r < R; ++r) {
         const std::byte* table = tables + r * 512 * Sums::planes + table_at<Sums>(i);
@@ -354,10 +352,10 @@ inline void look_rows(const LookBlock& block, const std::byte* tables, const flo
           look_up(sums[r][p], i, index[p], table, none);
           // Keeps the compiler from adding up lookups first, for which there are no registers.
           for (int k = 0; k < Sums::planes; ++k) asm("" : "+x"(sums[r][p].plane[k]));
-          if constexpr (i % Sums::lookups == Sums::lookups - 1) sums[r][p].flush(i);
+          if (i % Sums::lookups == Sums::lookups - 1) sums[r][p].flush(i);
         }
       }
-    });
+    }
     if (Block == 32) end(w);
   }
   if (Block == 128) end(0);
