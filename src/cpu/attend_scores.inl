@@ -62,7 +62,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
                                const QuerySums<Codec>& sums, int b) {
   const int hd = args.head_dim;
   Bytes keys[8][2];
-  BANTAM_EACH_QUAD(i) {
+  for (int i = 0; i < 8; ++i) {
     for (int h = 0; h < 2; ++h) {
       if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
@@ -82,7 +82,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
     if constexpr (biased && kSumsStartAnywhere) {
       for (int h = 0; h < 2; ++h) dots[h][0].acc = sum_start(sums.start[r * (hd / 32) + b]);
     }
-    BANTAM_EACH_QUAD(i) {
+    for (int i = 0; i < 8; ++i) {
       const Quad x = quad(q + 4 * i);
       for (int h = 0; h < 2; ++h) dots[h][i % kSumChains].add(i, keys[i][h], x);
     }
@@ -101,7 +101,6 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
     }
   }
 }
-
 #endif
 
 template <class Codec>
