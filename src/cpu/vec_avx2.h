@@ -20,8 +20,8 @@ namespace {
 #define BANTAM_SIXTEEN_REGISTERS 1
 // The eight quads of a block of attention. Left to itself the compiler keeps a loop where there are
 // fifth bits, with a branch for every nibble.
-// So are the steps of a word (tables_avx2.inl). Sanitizers keep the loop: unrolled, their checks
-// took the compiler more than seven minutes.
+// So are the steps of a word (tables_avx2.inl). Sanitizers keep the loop:
+// their checks are then compiled once.
 #if __has_feature(address_sanitizer) || __has_feature(undefined_behavior_sanitizer)
 #define BANTAM_EACH_QUAD(i) for (int i = 0; i < 8; ++i)
 #else
