@@ -321,7 +321,8 @@ void bench_scores(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.k.get() + i * kv.tile_bytes;
-        args.ahead = kv.k.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes;
+        args.ahead =
+            AheadLines::of_tile(kv.k.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes);
         b.kernels.kv[static_cast<int>(type)].scores(args);
       }
     });
@@ -348,7 +349,8 @@ void bench_weigh(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.v.get() + i * kv.tile_bytes;
-        args.ahead = kv.v.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes;
+        args.ahead =
+            AheadLines::of_tile(kv.v.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes);
         b.kernels.kv[static_cast<int>(type)].weigh(args);
       }
     });

@@ -575,14 +575,14 @@ TEST(Floats, ManyRowsAreScalarsBits) {
         std::vector<float> expected_s(p.size(), 7), expected_acc(q.size(), 0.5f);
         const auto run = [&](const Kernels& kernels, std::vector<float>& s, std::vector<float>& acc) {
           const KvKernels& kv = kernels.kv[static_cast<int>(type)];
-          kv.scores({tile.data(), hd, n, nullptr, nullptr, q.data(), scale.data(), s.data(), 40, tile.data()});
-          kv.weigh({tile.data(), hd, n, p.data(), 40, visible.data(), acc.data(), hd, tile.data()});
+          kv.scores({tile.data(), hd, n, nullptr, nullptr, q.data(), scale.data(), s.data(), 40});
+          kv.weigh({tile.data(), hd, n, p.data(), 40, visible.data(), acc.data(), hd});
         };
         // The first tile of a page: what acc held must not matter; rows that see nothing are not looked at.
         const auto run_first = [&](const Kernels& kernels) {
           std::vector<float> acc(q.size(), std::nanf(""));
           kernels.kv[static_cast<int>(type)].weigh(
-              {tile.data(), hd, n, p.data(), 40, visible.data(), acc.data(), hd, tile.data(), true});
+              {tile.data(), hd, n, p.data(), 40, visible.data(), acc.data(), hd, &kNoLines, true});
           for (int r = 0; r < n; ++r) {
             if (visible[static_cast<size_t>(r)] == 0) std::fill_n(acc.begin() + r * hd, hd, 0.0f);
           }
@@ -650,7 +650,7 @@ TEST(Weigh, RowsOfQuantizedValuesAreScalarsBits) {
         for (const bool first : {false, true}) {
           const auto run = [&](const Kernels& kernels) {
             std::vector<float> out = acc;
-            kernels.kv[type].weigh({tile.data(), hd, n, p.data(), 40, visible.data(), out.data(), hd, tile.data(), first});
+            kernels.kv[type].weigh({tile.data(), hd, n, p.data(), 40, visible.data(), out.data(), hd, &kNoLines, first});
             for (int r = 0; first && r < n; ++r) {
               if (visible[static_cast<size_t>(r)] == 0) std::fill_n(out.begin() + r * hd, hd, 0.0f);
             }
@@ -695,7 +695,7 @@ TEST(Weigh, TiesGoToEvenAndTinyWeightsAddNothing) {
     ASSERT_GE(n_ties, 20);
     std::vector<float> acc(p.size());
     const int32_t visible[n_rows] = {32, 32, 32};
-    kv.weigh({tile.data(), hd, n_rows, p.data(), 32, visible, acc.data(), hd, tile.data()});
+    kv.weigh({tile.data(), hd, n_rows, p.data(), 32, visible, acc.data(), hd});
     for (int ch = 0; ch < 32; ++ch) {
       int tied = 0, alike = 0;
       for (int pos = 0; pos < 32; ++pos) {

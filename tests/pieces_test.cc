@@ -83,9 +83,9 @@ TEST(AttendPieces, OwnBlocksComeFirst) {
   EXPECT_EQ(pieces.first(0).block, nullptr);
 }
 
-// As the backend does it: the next piece is taken before the sums of this one are added. In every
-// other round some pages take long, so that a thread that did not wait would add a later page
-// first.
+// As the backend does it: the next piece or the next two are taken before the sums of this one are
+// added. In every other round some pages take long, so that a thread that did not wait would add a
+// later page first.
 TEST(AttendPieces, SumsAreAddedInOrder) {
   constexpr int most_threads = 9;
   std::mt19937 random(7);
@@ -101,8 +101,13 @@ TEST(AttendPieces, SumsAreAddedInOrder) {
     deal(pieces, pages, team);
     pool.run(
         [&](int thread, int) {
-          for (Piece piece = pieces.first(thread); piece.block != nullptr;) {
-            const Piece next = pieces.next(piece);
+          const bool two = round % 3 == 0;
+          Piece piece = pieces.first(thread);
+          Piece next = two && piece.block != nullptr ? pieces.next(piece) : Piece{};
+          while (piece.block != nullptr) {
+            Piece last = two ? next : piece;
+            if (last.block != nullptr) last = pieces.next(last);
+            if (!two) next = last;
             if (round % 2 == 0 && (piece.page + thread) % 3 == 0) {
               std::this_thread::sleep_for(std::chrono::microseconds(50));
             }
@@ -110,6 +115,7 @@ TEST(AttendPieces, SumsAreAddedInOrder) {
             added[static_cast<size_t>(piece.block->kv_head)].push_back(piece.page);
             pieces.added(piece);
             piece = next;
+            next = last;
           }
         },
         team);
@@ -119,6 +125,30 @@ TEST(AttendPieces, SumsAreAddedInOrder) {
         ASSERT_EQ(added[i][static_cast<size_t>(page)], page);
     }
   }
+}
+
+// While a thread has blocks of its own to come, or pages enough for all are left of this one.
+TEST(AttendPieces, ManyPagesAreLeftBeforeTheLastOnes) {
+  AttendPieces pieces;
+  pieces.reserve(8, 2);
+  deal(pieces, {6, 2, 6}, 2);
+  Piece piece = pieces.first(0);
+  ASSERT_EQ(piece.block->kv_head, 0);
+  for (const bool plenty : {true, true, false, false, false, false}) {
+    EXPECT_EQ(pieces.plenty_after(piece), plenty) << piece.page;
+    piece = pieces.next(piece);
+  }
+  piece = pieces.first(1);
+  EXPECT_EQ(piece.block->kv_head, 1);
+  EXPECT_TRUE(pieces.plenty_after(piece));
+  piece = pieces.next(pieces.next(piece));
+  EXPECT_EQ(piece.block->kv_head, 2);
+  EXPECT_EQ(piece.page, 1);  // the other thread has taken the first one
+  EXPECT_TRUE(pieces.plenty_after(piece));
+  EXPECT_FALSE(pieces.plenty_after(pieces.next(piece)));
+  // Where blocks are many they stay with a thread whole.
+  deal(pieces, {1}, 1);
+  EXPECT_TRUE(pieces.plenty_after(pieces.first(0)));
 }
 
 TEST(AttendPiecesDeathTest, RefusesWhatWasNotReserved) {

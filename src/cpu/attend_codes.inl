@@ -19,15 +19,24 @@ constexpr bool kIsTable = Codec::bits == 4 && Codec::bias == 128;
 template <class Codec>
 constexpr bool kIsWide = Codec::bits == 8 || kIsTable<Codec>;
 
-// Asks for the lines of the tile at `ahead` that lie where this tile's next ones do. One by one
-// between the products: a burst of requests would hold up what is read now.
-BANTAM_INLINE void ask_for(const std::byte* ahead, int64_t offset) {
-  __builtin_prefetch(ahead + offset, 0, kPrefetchLevel);
+// The line to ask for in place of the one at `offset` of this tile.
+BANTAM_INLINE const std::byte* line_ahead(const AheadLines& ahead, int64_t offset) {
+#if defined(BANTAM_AHEAD_STREAMS)
+  const auto at = static_cast<uint64_t>(offset);
+  return ahead.at[at / 512 % 4] + static_cast<int64_t>(at / 2048) * ahead.step + at % 512;
+#else
+  return ahead.at[0] + offset;
+#endif
+}
+
+// One by one between the products: a burst of requests would hold up what is read now.
+BANTAM_INLINE void ask_for(const AheadLines& ahead, int64_t offset) {
+  __builtin_prefetch(line_ahead(ahead, offset), 0, kPrefetchLevel);
 }
 
 // The lines of block b beside its codes: scales, minima, fifth bits (of all codes, a share).
 template <class Codec>
-BANTAM_INLINE void ask_for_rest(const std::byte* ahead, const KvTileLayout& at, int b) {
+BANTAM_INLINE void ask_for_rest(const AheadLines& ahead, const KvTileLayout& at, int b) {
   ask_for(ahead, at.scales + b * 64);
   if constexpr (Codec::minimum) ask_for(ahead, at.minima + b * 64);
   if constexpr (Codec::bits == 5) {
@@ -74,7 +83,7 @@ BANTAM_INLINE int64_t value_offset(int head_dim, int i, int b, int half) {
 // medians of 8, q8_0 22.1 -> 24.1 tok/s, q5_1 32.2 -> 32.7, q4_0 37.3 -> 42.2. Others not measured.
 template <class Codec>
 BANTAM_INLINE int64_t value_ahead([[maybe_unused]] int head_dim, int i, int b, int half) {
-#if defined(BANTAM_SIXTEEN_REGISTERS)
+#if defined(BANTAM_SIXTEEN_REGISTERS) || defined(BANTAM_AHEAD_STREAMS)
   return (8 * b + i) * (Codec::bits == 8 ? 128 : 64) + half * 64;
 #else
   return value_offset<Codec>(head_dim, i, b, half);
@@ -113,7 +122,7 @@ template <class Float>
 struct FloatTile {
   alignas(64) float x[32 * kMostHeadDim];
 
-  FloatTile(const std::byte* tile, const std::byte* ahead, int head_dim) {
+  FloatTile(const std::byte* tile, const AheadLines& ahead, int head_dim) {
     for (int i = 0; i < 32 * head_dim; i += 32) {
       ask_for(ahead, int64_t{i} * Float::bytes);
       f_store(x + i, load_floats<Float>(tile + int64_t{i} * Float::bytes));

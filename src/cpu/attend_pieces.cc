@@ -58,6 +58,15 @@ AttendPieces::Piece AttendPieces::next_of_few(const Piece& at) {
   return next;
 }
 
+bool AttendPieces::plenty_after(const Piece& at) const {
+  if (!few_) return true;
+  const auto n_blocks = static_cast<int>(blocks_.size());
+  const ThreadPool::Range own = ThreadPool::split(n_blocks, at.thread, team_);
+  if (at.n_done + 1 < static_cast<int>(own.end - own.begin)) return true;
+  const auto block = static_cast<size_t>(at.block - blocks_.data());
+  return turns_[block].taken.load(std::memory_order_relaxed) + 2 * team_ <= at.block->n_pages;
+}
+
 // The pages of a block are taken in order, and each thread computes what it took in that order: of
 // all pages taken and not yet added, the first taken is being computed and waits for none. That
 // there is a first one needs takes from different blocks in an order that all threads agree on:

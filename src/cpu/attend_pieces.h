@@ -42,6 +42,8 @@ class AttendPieces {
   // A thread's first piece, then what it computes after `at`.
   Piece first(int thread) { return next({nullptr, 0, thread, 0}); }
   Piece next(const Piece& at) { return few_ ? next_of_few(at) : next_of_many(at); }
+  // Whether a thread may take another piece long before it computes it: others still find work.
+  bool plenty_after(const Piece& at) const;
   // Returns when all pages of the block before this one are added; whoever added one says so. The
   // sums of a block then do not depend on who computed what.
   void await_turn(const Piece& piece);

@@ -64,11 +64,11 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   Bytes keys[8][2];
   for (int i = 0; i < 8; ++i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
+      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
     }
   }
-  ask_for_rest<Codec>(args.ahead, at, b);
+  ask_for_rest<Codec>(*args.ahead, at, b);
   Floats d[2], m[2];
   for (int h = 0; h < 2; ++h) {
     d[h] = f_halves(args.tile + at.scales + b * 64 + h * 32);
@@ -133,6 +133,10 @@ BANTAM_INLINE void score_float_rows(const ScoreArgs& args, const std::byte* tile
   const int hd = args.head_dim;
   const float* q = args.qf + int64_t{r} * hd;
   Floats lanes[R][16];
+#if defined(BANTAM_AHEAD_STREAMS)
+  int64_t asked = int64_t{first} * hd * Float::bytes;
+  const std::byte* eight = nullptr;
+#endif
   for (int k0 = 0; k0 < 16; k0 += K) {
     Floats sums[R][K];
     for (int n = 0; n < R; ++n) {
@@ -143,7 +147,15 @@ BANTAM_INLINE void score_float_rows(const ScoreArgs& args, const std::byte* tile
       for (int n = 0; n < R; ++n) x[n] = f_load(q + n * hd + c);
       for (int k = 0; k < K; ++k) {
         const int64_t at = (int64_t{first + k0 + k} * hd + c) * Float::bytes;
-        if (ask && at % 64 == 0) ask_for(args.ahead, at);
+#if defined(BANTAM_AHEAD_STREAMS)
+        static_assert(K % 8 == 0);
+        if (ask && at % 64 == 0) {
+          if (k % 8 == 0) eight = line_ahead(*args.ahead, asked), asked += 512;
+          __builtin_prefetch(eight + k % 8 * 64, 0, kPrefetchLevel);
+        }
+#else
+        if (ask && at % 64 == 0) ask_for(*args.ahead, at);
+#endif
         const Floats key = load_floats<Float>(tile + at);
         for (int n = 0; n < R; ++n) sums[n][k] = f_fma(x[n], key, sums[n][k]);
       }
@@ -177,7 +189,7 @@ void scores_float_simd(const ScoreArgs& args) {
   if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
     return score_floats<Float>(args, args.tile, true);
   }
-  const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+  const FloatTile<Float> tile(args.tile, *args.ahead, args.head_dim);
   score_floats<CodecOf<KvType::f32>>(args, tile.data(), false);
 }
 

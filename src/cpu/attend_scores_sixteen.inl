@@ -56,11 +56,11 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   Bytes keys[8][2];
   BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
+      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
     }
   }
-  ask_for_rest<Codec>(args.ahead, at, b);
+  ask_for_rest<Codec>(*args.ahead, at, b);
   const KeyScales<Codec> scales(args, at, b);
   for (int r = 0; r < args.n_rows; ++r) {
     const int8_t* q = args.q + int64_t{r} * hd + 32 * b;
@@ -89,14 +89,14 @@ BANTAM_INLINE void score_block_in_place(const ScoreArgs& args, const KvTileLayou
   }
   BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(args.ahead, key_offset<Codec>(8 * b + i, h));
+      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
       const Bytes key = key_codes<Codec>(args.tile, at, 8 * b + i, h);
       for (int r = 0; r < R; ++r) {
         dots[r][h].add(i, key, quad(args.q + int64_t{r} * hd + 32 * b + 4 * i));
       }
     }
   }
-  ask_for_rest<Codec>(args.ahead, at, b);
+  ask_for_rest<Codec>(*args.ahead, at, b);
   const KeyScales<Codec> scales(args, at, b);
   for (int r = 0; r < R; ++r) end_scores<Codec>(args, scales, sums, b, r, dots[r]);
 }

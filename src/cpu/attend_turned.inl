@@ -13,11 +13,11 @@ namespace {
 struct TurnedTile {
   alignas(64) float x[32 * kMostHeadDim];
 
-  // ahead: a tile to ask for, or null.
-  BANTAM_INLINE void turn(const float* tile, const std::byte* ahead, int head_dim) {
+  BANTAM_INLINE void turn(const float* tile, const AheadLines* ahead, int head_dim) {
+    int64_t asked = 0;
     for (int c = 0; c < head_dim; c += 16) {
       for (int first = 0; first < 32; first += 16) {
-        for (int i = 0; ahead != nullptr && i < 16; ++i, ahead += 64) ask_for(ahead, 0);
+        for (int i = 0; ahead != nullptr && i < 16; ++i, asked += 64) ask_for(*ahead, asked);
         Floats v[16];
         f_turn(tile + first * head_dim + c, head_dim, v);
         for (int k = 0; k < 16; ++k) {
@@ -99,7 +99,7 @@ void score_turned(const ScoreArgs& args) {
   if constexpr (Float::bytes == 4) {
     turned.turn(reinterpret_cast<const float*>(args.tile), args.ahead, args.head_dim);
   } else {
-    const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+    const FloatTile<Float> tile(args.tile, *args.ahead, args.head_dim);
     turned.turn(tile.x, nullptr, args.head_dim);
   }
   if (args.head_dim == 64) return score_turned_tile<64>(args, turned.x);

@@ -195,14 +195,14 @@ struct ValueBlock {
     const int head_dim = args.head_dim;
     BANTAM_EACH_QUAD(i) {
       for (int h = 0; h < 2; ++h) {
-        if (Codec::bits == 8 || h == 0) ask_for(args.ahead, value_ahead<Codec>(head_dim, i, b, h));
+        if (Codec::bits == 8 || h == 0) ask_for(*args.ahead, value_ahead<Codec>(head_dim, i, b, h));
         values[i][h] = value_codes<Codec>(args.tile, at, head_dim, i, b, h);
         if constexpr (kFlipsCodes<Codec>) {
           values[i][h] = b_flip(values[i][h], quad(scales.flips + 32 * b + 4 * i));
         }
       }
     }
-    ask_for_rest<Codec>(args.ahead, at, b);
+    ask_for_rest<Codec>(*args.ahead, at, b);
     if constexpr (!kFlipsCodes<Codec>) {
       alignas(32) uint8_t sign[32];
       const bool negative = sign_bytes(args.tile + at.scales + b * 64, sign);
@@ -361,7 +361,7 @@ __attribute__((noinline)) void weigh_floats(const WeighArgs& args, const std::by
     for (int n = 0; n < R; ++n) weight[n] = f_set(p[n * args.p_stride + pos]);
     for (int i = 0; i < N; ++i) {
       if (at_once.ask && 16 * i * Float::bytes % 64 == 0) {
-        ask_for(args.ahead, at + 16 * i * Float::bytes);
+        ask_for(*args.ahead, at + 16 * i * Float::bytes);
       }
       const Floats value = load_floats<Float>(tile + at + 16 * i * Float::bytes);
       for (int n = 0; n < R; ++n) sum[n][i] = f_fma(weight[n], value, sum[n][i]);
@@ -419,7 +419,7 @@ void weigh_float_simd(const WeighArgs& args) {
   if constexpr (Float::bytes == 4) {
     weigh_all_rows<Float, kWeighFloatRows>(args, args.tile, 0, true);
   } else {
-    const FloatTile<Float> tile(args.tile, args.ahead, args.head_dim);
+    const FloatTile<Float> tile(args.tile, *args.ahead, args.head_dim);
     weigh_all_rows<CodecOf<KvType::f32>, kWeighFloatRows>(args, tile.data(), 0, false);
   }
 }

@@ -125,9 +125,56 @@ int CpuBackend::visible_in_page(const AttendStep& step, const AttendBlock& block
   return std::clamp(pos + 1 - page * kPagePositions, 0, kPagePositions);
 }
 
-void CpuBackend::score_page(const AttendStep& step, const AttendBlock& block, const PageView& view,
-                            float* s) {
+// What comes after all that is known to come.
+bool CpuBackend::decide_next(const AttendStep& step, Upcoming& upcoming) {
+  if (upcoming.last || upcoming.n == Upcoming::kMost) return false;
+  const Piece next = pieces_.next(upcoming.n == 0 ? upcoming.now : upcoming.next[upcoming.n - 1]);
+  upcoming.last = next.block == nullptr;
+  if (upcoming.last) return false;
+  upcoming.next[upcoming.n++] = next;
+  const PageView view = view_page(step, *next.block, next.page);
+  upcoming.view = view;
+  upcoming.ahead.start(view.k, view.n_tiles * step.plan->tile_bytes_k(), view.v,
+                       view.n_tiles * step.plan->tile_bytes_v());
+  return true;
+}
+
+// What to ask for while tile i of the K tiles and then the V tiles of a page is read.
+const AheadLines* CpuBackend::lines_ahead(const AttendStep& step, const PageView& view, int i,
+                                          Upcoming& upcoming) {
   const AttentionPlan& plan = *step.plan;
+  const std::byte* here = tile_ahead(plan, view, {}, i);
+  const int ahead = tiles_ahead(plan);
+  const bool soon = i >= 2 * view.n_tiles - std::min(view.n_tiles, ahead);
+  if (kernels_.kv_streams) {
+    if (upcoming.ahead.done() && (soon || pieces_.plenty_after(upcoming.now))) {
+      decide_next(step, upcoming);
+    }
+    upcoming.ahead.take(i < view.n_tiles ? plan.tile_bytes_k() : plan.tile_bytes_v(), here,
+                        upcoming.lines);
+    return &upcoming.lines;
+  }
+  if (soon && upcoming.n == 0) decide_next(step, upcoming);
+  const std::byte* tile =
+      tile_ahead(plan, view, upcoming.n == 0 ? PageView{} : upcoming.view, i + ahead);
+  upcoming.lines = AheadLines::of_tile(tile == nullptr ? here : tile);
+  return &upcoming.lines;
+}
+
+// Keeps the memory busy while weights are worked out. More lines at once hold up what is computed:
+// Xeon, 1.7B at depth 16,384, f16 26.6, 27.0, 27.4, 26.3, 26.3 GB/s with 0, 8, 16, 32, 64 lines.
+void CpuBackend::ask_some(Upcoming& upcoming) {
+  constexpr int kLines = 16;
+  if (upcoming.ahead.done()) return;
+  AheadLines& lines = upcoming.lines;
+  upcoming.ahead.take(kLines * 64, nullptr, lines);
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(lines.at[i / 8] + i % 8 * 64, 0, 2);
+}
+
+void CpuBackend::score_page(const AttendStep& step, const PageView& view, float* s,
+                            Upcoming& upcoming) {
+  const AttentionPlan& plan = *step.plan;
+  const AttendBlock& block = *upcoming.now.block;
   const int hd = plan.shape().head_dim, group = plan.group();
   const int64_t index =
       kept_index(step, view.kept) +
@@ -142,22 +189,21 @@ void CpuBackend::score_page(const AttendStep& step, const AttendBlock& block, co
   score.s_stride = kScoreStride;
   for (int t = 0; t < view.n_tiles; ++t) {
     score.tile = view.k + t * plan.tile_bytes_k();
-    score.ahead = tile_ahead(plan, view, {}, t + tiles_ahead(plan));
-    if (score.ahead == nullptr) score.ahead = score.tile;
+    score.ahead = lines_ahead(step, view, t, upcoming);
     score.s = s + t * kTilePositions;
     kernels_.kv[static_cast<int>(plan.k())].scores(score);
   }
 }
 
 // The sums of one page for all queries of the block: acc, m and l of the queries that see it.
-// Returns what the thread computes next, whose first tiles were asked for.
-CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& piece,
-                                          ThreadScratch& scratch) {
+void CpuBackend::attend_page(const AttendStep& step, ThreadScratch& scratch, Upcoming& upcoming) {
   const AttentionPlan& plan = *step.plan;
+  const Piece& piece = upcoming.now;
   const AttendBlock& block = *piece.block;
   const int hd = plan.shape().head_dim, group = plan.group(), n_queries = block.n_rows * group;
   const PageView view = view_page(step, block, piece.page);
-  score_page(step, block, view, scratch.s);
+  score_page(step, view, scratch.s, upcoming);
+  if (kernels_.kv_streams) ask_some(upcoming);
   for (int row = 0, i = 0; row < block.n_rows; ++row) {
     const int visible = visible_in_page(step, block, row, piece.page);
     for (const int end = i + group; i < end; ++i) {
@@ -172,17 +218,10 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
   weigh.n_visible = scratch.visible;
   weigh.acc = scratch.acc;
   weigh.acc_stride = acc_stride(hd);
-  const int ahead = tiles_ahead(plan);
   // Rows of a run ascend: what the first one sees, all see.
   const bool whole = visible_in_page(step, block, 0, piece.page) == kPagePositions;
   if (whole) std::fill_n(scratch.visible, n_queries, kTilePositions);
-  Piece next;
-  PageView next_view;
   for (int t = 0; t < view.n_tiles; ++t) {
-    if (t == std::max(0, view.n_tiles - ahead)) {
-      next = pieces_.next(piece);
-      if (next.block != nullptr) next_view = view_page(step, *next.block, next.page);
-    }
     for (int row = 0; row < block.n_rows && !whole; ++row) {
       const int visible = visible_in_page(step, block, row, piece.page);
       const int in_tile = std::clamp(visible - t * kTilePositions, 0, kTilePositions);
@@ -191,11 +230,9 @@ CpuBackend::Piece CpuBackend::attend_page(const AttendStep& step, const Piece& p
     weigh.tile = view.v + t * plan.tile_bytes_v();
     weigh.p = scratch.s + t * kTilePositions;
     weigh.first = t == 0;
-    weigh.ahead = tile_ahead(plan, view, next_view, view.n_tiles + t + ahead);
-    if (weigh.ahead == nullptr) weigh.ahead = weigh.tile;
+    weigh.ahead = lines_ahead(step, view, view.n_tiles + t, upcoming);
     kernels_.kv[static_cast<int>(plan.v())].weigh(weigh);
   }
-  return next;
 }
 
 // Adds what attend_page left to the sums of the pages before it; the last page ends the block.
@@ -233,12 +270,17 @@ void CpuBackend::add_page(const AttendStep& step, const Piece& piece,
 
 void CpuBackend::attend_pieces(const AttendStep& step, int thread) {
   ThreadScratch& scratch = scratch_[static_cast<size_t>(thread)];
-  for (Piece piece = pieces_.first(thread); piece.block != nullptr;) {
-    const Piece next = attend_page(step, piece, scratch);
-    pieces_.await_turn(piece);
-    add_page(step, piece, scratch);
-    pieces_.added(piece);
-    piece = next;
+  Upcoming upcoming;
+  upcoming.now = pieces_.first(thread);
+  while (upcoming.now.block != nullptr) {
+    attend_page(step, scratch, upcoming);
+    pieces_.await_turn(upcoming.now);
+    add_page(step, upcoming.now, scratch);
+    pieces_.added(upcoming.now);
+    if (upcoming.n == 0) decide_next(step, upcoming);
+    upcoming.now = upcoming.n == 0 ? Piece{} : upcoming.next[0];
+    for (int i = 1; i < upcoming.n; ++i) upcoming.next[i - 1] = upcoming.next[i];
+    upcoming.n = std::max(0, upcoming.n - 1);
   }
 }
 

@@ -14,6 +14,7 @@
 #include "cpu/attend_pieces.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/page_ahead.h"
 #include "cpu/teams.h"
 
 namespace bantam {
@@ -125,6 +126,16 @@ class CpuBackend final : public Backend {
     int n_tiles = 0;
     bool kept = false;  // shifts left it behind: read by queries of their own
   };
+  // What a thread computes, and what it is known to compute next.
+  struct Upcoming {
+    static constexpr int kMost = 2;
+    Piece now, next[kMost];
+    int n = 0;          // of next
+    bool last = false;  // nothing comes after those
+    PageView view;      // of the last of them
+    PageAhead ahead;
+    AheadLines lines;  // for the tile that is read
+  };
 
   void pack_piece(const PackPiece& piece, const std::byte* rows) const;
   // The team of the next run(); it also moves to that team's CPUs.
@@ -158,8 +169,12 @@ class CpuBackend final : public Backend {
   PageView view_page(const AttendStep& step, const AttendBlock& block, int page) const;
   static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
                                      const PageView& next, int i);
-  void score_page(const AttendStep& step, const AttendBlock& block, const PageView& view, float* s);
-  Piece attend_page(const AttendStep& step, const Piece& piece, ThreadScratch& scratch);
+  bool decide_next(const AttendStep& step, Upcoming& upcoming);
+  const AheadLines* lines_ahead(const AttendStep& step, const PageView& view, int i,
+                                Upcoming& upcoming);
+  static void ask_some(Upcoming& upcoming);
+  void score_page(const AttendStep& step, const PageView& view, float* s, Upcoming& upcoming);
+  void attend_page(const AttendStep& step, ThreadScratch& scratch, Upcoming& upcoming);
   void add_page(const AttendStep& step, const Piece& piece, const ThreadScratch& scratch);
   void attend_pieces(const AttendStep& step, int thread);
 

@@ -129,6 +129,18 @@ struct MatmulArgs {
   float* scratch = nullptr;  // float path: w->cols floats of this thread
 };
 
+// Lines of memory that a kernel asks for, one for each line of the tile it reads: eight of each of
+// four places in turn. So a tile can be asked for in order, or four streams.
+struct AheadLines {
+  const std::byte* at[4] = {};
+  int64_t step = 0;  // from eight lines of a place to its next eight
+
+  static AheadLines of_tile(const std::byte* tile) {
+    return {{tile, tile + 512, tile + 1024, tile + 1536}, 2048};
+  }
+};
+inline constexpr AheadLines kNoLines;  // requests of addresses that nobody has do nothing
+
 // One tile of K against n_rows query rows (rows x heads of the group, in any order). Neither
 // queries nor signed codes of K are -128: encoders do not make it, and files that hold it are
 // refused.
@@ -142,8 +154,7 @@ struct ScoreArgs {
   const float* scale = nullptr;     // [n_rows]: d_q * c for quantized K, c for float K
   float* s = nullptr;  // [n_rows][s_stride], 32 values of each row are written, visible or not
   int64_t s_stride = 0;
-  const std::byte* ahead =
-      nullptr;  // a tile to ask the memory for while this one is read, or this one
+  const AheadLines* ahead = &kNoLines;  // what to ask the memory for while this tile is read
 };
 
 // acc[row][d] += sum over the tile's visible positions of p * v (rule 5).
@@ -158,7 +169,7 @@ struct WeighArgs {
   // [n_rows][acc_stride], head_dim of each are summed. Never -0: sums start from +0.
   float* acc = nullptr;
   int64_t acc_stride = 0;
-  const std::byte* ahead = nullptr;  // as for scores
+  const AheadLines* ahead = &kNoLines;  // as for scores
   // The first tile of a page: acc counts as +0 whatever it holds. What rows that see nothing of it
   // hold afterwards is not said.
   bool first = false;
@@ -213,6 +224,8 @@ struct Kernels {
   const char* name;
   WeightKernels weight[kNumWeightTypes];
   KvKernels kv[kNumKvTypes];
+  // Whether KV is asked for a page ahead in four streams, not some tiles ahead in one.
+  bool kv_streams = false;
 
   // y = (x * r) * w, r = 1 / sqrt(sum x^2 / n + eps); n values. x == y allowed.
   void (*rms_norm)(const float* x, const float* w, int n, float eps, float* y);

@@ -77,6 +77,7 @@ struct Ahead {
 };
 Ahead ahead;  // set once, by fill_avx512
 constexpr int kPrefetchLevel = 2;
+#define BANTAM_AHEAD_STREAMS 1
 BANTAM_INLINE int prefetch_bytes() { return ahead.bytes; }
 
 // ---- floats

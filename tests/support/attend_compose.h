@@ -119,7 +119,7 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     const int tiles = (visible_of(n - 1, page) + 31) / 32;
     for (int t = 0; t < tiles; ++t) {
       ScoreArgs a{k_tiles.get() + (8 * page + t) * tk, hd, n, run.q8.data(), sums16.data(), run.q_rotated.data(),
-                  scale.data(), s.get() + 32 * t, s_stride, k_tiles.get()};
+                  scale.data(), s.get() + 32 * t, s_stride};
       kk.scores(a);
     }
     for (int i = 0; i < n; ++i) {
@@ -134,7 +134,7 @@ inline AttendRun run_attend(const Kernels& kernels, const AttendCase& c) {
     for (int t = 0; t < tiles; ++t) {
       for (int i = 0; i < n; ++i) visible[static_cast<size_t>(i)] = std::clamp(visible_of(i, page) - 32 * t, 0, 32);
       WeighArgs a{v_tiles.get() + (8 * page + t) * tv, hd, n, s.get() + 32 * t, s_stride, visible.data(), target, acc_stride,
-                  v_tiles.get(), t == 0};
+                  &kNoLines, t == 0};
       vk.weigh(a);
     }
     for (int i = 0; i < n; ++i) {

@@ -1,0 +1,58 @@
+// Which lines of a page of KV a thread asks the memory for while it computes another one: four
+// streams, each a quarter of its K and V tiles. A core's prefetchers follow each of them within
+// 4 KiB, where one stream alone leaves most of the misses that a core may have in flight unused.
+// Owns nothing; refuses nothing.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace bantam {
+
+class PageAhead {
+ public:
+  // k_bytes of tiles at k, then v_bytes at v, multiples of 64.
+  void start(const std::byte* k, int64_t k_bytes, const std::byte* v, int64_t v_bytes) {
+    k_ = k;
+    v_ = v;
+    k_bytes_ = k_bytes;
+    left_ = k_bytes + v_bytes;
+    const int64_t quarter = (left_ + 511) / 512 * 128;
+    for (unsigned i = 0; i < kStreams; ++i) at_[i] = i * quarter;
+  }
+
+  bool done() const { return left_ <= 0; }
+
+  // As many lines as a tile of tile_bytes has: of `idle`, which the core has already, if all is
+  // asked for. Where a stream comes to its end or from K to V, the rest of its share of this tile
+  // asks for what happens to follow.
+  void take(int64_t tile_bytes, const std::byte* idle, AheadLines& out) {
+    if (done()) {
+      out = AheadLines::of_tile(idle);
+      return;
+    }
+    left_ -= tile_bytes;
+    out.step = 512;
+    const int64_t eights = tile_bytes / 512, rest = tile_bytes % 512;
+    for (unsigned i = 0; i < kStreams; ++i) {
+      int64_t& at = at_[(first_ + i) % kStreams];
+      out.at[i] = at < k_bytes_ ? k_ + at : v_ + (at - k_bytes_);
+      const int64_t more = eights % kStreams - i;
+      at += eights / kStreams * 512 + (more > 0 ? 512 : more == 0 ? rest : 0);
+    }
+    // Every stream comes first once in four tiles, so that all get the same.
+    ++first_;
+  }
+
+ private:
+  static constexpr unsigned kStreams = 4;
+  const std::byte *k_ = nullptr, *v_ = nullptr;
+  int64_t k_bytes_ = 0, left_ = 0;
+  int64_t at_[kStreams] = {};
+  unsigned first_ = 0;  // the stream whose turn it is
+};
+
+}  // namespace bantam
