@@ -318,11 +318,12 @@ void bench_scores(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       args.scale = scale.get();
       args.s = s.get() + int64_t{thread} * n_rows * kKvTile;
       args.s_stride = kKvTile;
+      AheadLines lines;
+      args.ahead = &lines;
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.k.get() + i * kv.tile_bytes;
-        args.ahead =
-            AheadLines::of_tile(kv.k.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes);
+        lines.of_tile(kv.k.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes, kv.tile_bytes);
         b.kernels.kv[static_cast<int>(type)].scores(args);
       }
     });
@@ -346,11 +347,12 @@ void bench_weigh(const Bench& b, KvType type, const KvData& kv, int n_rows) {
       args.n_visible = visible.get();
       args.acc = acc.get() + int64_t{thread} * n_rows * kHeadDim;
       args.acc_stride = kHeadDim;
+      AheadLines lines;
+      args.ahead = &lines;
       const auto part = ThreadPool::split(kv.n_tiles, thread, team);
       for (int64_t i = part.begin; i < part.end; ++i) {
         args.tile = kv.v.get() + i * kv.tile_bytes;
-        args.ahead =
-            AheadLines::of_tile(kv.v.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes);
+        lines.of_tile(kv.v.get() + std::min(i + 2, kv.n_tiles - 1) * kv.tile_bytes, kv.tile_bytes);
         b.kernels.kv[static_cast<int>(type)].weigh(args);
       }
     });

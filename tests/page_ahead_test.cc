@@ -13,7 +13,7 @@ namespace {
 // The lines that kernels ask for while they read a tile: as attend_codes.inl does.
 void ask_all(const AheadLines& lines, int64_t tile_bytes, std::vector<const std::byte*>& asked) {
   for (int64_t at = 0; at < tile_bytes; at += 64) {
-    asked.push_back(lines.at[at / 512 % 4] + at / 2048 * lines.step + at % 512);
+    asked.push_back(lines.eight[at / 512] + at % 512);
   }
 }
 

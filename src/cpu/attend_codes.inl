@@ -23,15 +23,26 @@ constexpr bool kIsWide = Codec::bits == 8 || kIsTable<Codec>;
 BANTAM_INLINE const std::byte* line_ahead(const AheadLines& ahead, int64_t offset) {
 #if defined(BANTAM_AHEAD_STREAMS)
   const auto at = static_cast<uint64_t>(offset);
-  return ahead.at[at / 512 % 4] + static_cast<int64_t>(at / 2048) * ahead.step + at % 512;
+  return ahead.eight[at / AheadLines::kEightBytes] + at % AheadLines::kEightBytes;
 #else
-  return ahead.at[0] + offset;
+  return ahead.eight[0] + offset;
 #endif
 }
 
 // One by one between the products: a burst of requests would hold up what is read now.
 BANTAM_INLINE void ask_for(const AheadLines& ahead, int64_t offset) {
   __builtin_prefetch(line_ahead(ahead, offset), 0, kPrefetchLevel);
+}
+
+// The same for line i of the codes of block b, which lie one after the other in K.
+template <class Codec>
+BANTAM_INLINE void ask_for_code(const AheadLines& ahead, int b, int i) {
+  constexpr int eights = Codec::bits == 8 ? 2 : 1;
+#if defined(BANTAM_AHEAD_STREAMS)
+  __builtin_prefetch(ahead.eight[eights * b + i / 8] + i % 8 * 64, 0, kPrefetchLevel);
+#else
+  ask_for(ahead, eights * b * AheadLines::kEightBytes + i * 64);
+#endif
 }
 
 // The lines of block b beside its codes: scales, minima, fifth bits (of all codes, a share).
@@ -59,6 +70,13 @@ BANTAM_INLINE int64_t key_offset(int i, int half) {
   return (Codec::bits == 8 ? i : i / 2) * 128 + half * 64;
 }
 
+// While half `half` of quad i of block b is taken out.
+template <class Codec>
+BANTAM_INLINE void ask_for_key(const AheadLines& ahead, int b, int i, int half) {
+  if (Codec::bits != 8 && i % 2 != 0) return;
+  ask_for_code<Codec>(ahead, b, Codec::bits == 8 ? 2 * i + half : i + half);
+}
+
 // 16 positions (half 0 or 1) x 4 channels of quad i, ready for the products of keys.
 template <class Codec>
 BANTAM_INLINE Bytes key_codes(const std::byte* tile, const KvTileLayout& at, int i, int half) {
@@ -78,15 +96,18 @@ BANTAM_INLINE int64_t value_offset(int head_dim, int i, int b, int half) {
   return int64_t{i} * head_dim * 2 + b * 64;
 }
 
-// What is asked for of the values ahead while those are read. In the order of their use lines lie
-// 2 head_dim or 4 head_dim bytes apart. Zen 3 wants them one after the other: 1.7B at depth 8,192,
-// medians of 8, q8_0 22.1 -> 24.1 tok/s, q5_1 32.2 -> 32.7, q4_0 37.3 -> 42.2. Others not measured.
+// What is asked for of the values ahead while half `half` of quad i is taken out. In the order of
+// their use lines lie 2 head_dim or 4 head_dim bytes apart. Zen 3 wants them one after the other:
+// 1.7B at depth 8,192, medians of 8, q8_0 22.1 -> 24.1 tok/s, q5_1 32.2 -> 32.7, q4_0 37.3 -> 42.2.
+// A Xeon does not mind. NEON was not measured.
 template <class Codec>
-BANTAM_INLINE int64_t value_ahead([[maybe_unused]] int head_dim, int i, int b, int half) {
+BANTAM_INLINE void ask_for_value(const AheadLines& ahead, [[maybe_unused]] int head_dim, int i,
+                                 int b, int half) {
+  if (Codec::bits != 8 && half != 0) return;
 #if defined(BANTAM_SIXTEEN_REGISTERS) || defined(BANTAM_AHEAD_STREAMS)
-  return (8 * b + i) * (Codec::bits == 8 ? 128 : 64) + half * 64;
+  ask_for_code<Codec>(ahead, b, Codec::bits == 8 ? 2 * i + half : i);
 #else
-  return value_offset<Codec>(head_dim, i, b, half);
+  ask_for(ahead, value_offset<Codec>(head_dim, i, b, half));
 #endif
 }
 

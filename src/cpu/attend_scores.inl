@@ -64,7 +64,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   Bytes keys[8][2];
   for (int i = 0; i < 8; ++i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
+      ask_for_key<Codec>(*args.ahead, b, i, h);
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
     }
   }

@@ -56,7 +56,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
   Bytes keys[8][2];
   BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
+      ask_for_key<Codec>(*args.ahead, b, i, h);
       keys[i][h] = key_codes<Codec>(args.tile, at, 8 * b + i, h);
     }
   }
@@ -89,7 +89,7 @@ BANTAM_INLINE void score_block_in_place(const ScoreArgs& args, const KvTileLayou
   }
   BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || i % 2 == 0) ask_for(*args.ahead, key_offset<Codec>(8 * b + i, h));
+      ask_for_key<Codec>(*args.ahead, b, i, h);
       const Bytes key = key_codes<Codec>(args.tile, at, 8 * b + i, h);
       for (int r = 0; r < R; ++r) {
         dots[r][h].add(i, key, quad(args.q + int64_t{r} * hd + 32 * b + 4 * i));

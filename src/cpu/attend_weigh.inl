@@ -195,7 +195,7 @@ struct ValueBlock {
     const int head_dim = args.head_dim;
     BANTAM_EACH_QUAD(i) {
       for (int h = 0; h < 2; ++h) {
-        if (Codec::bits == 8 || h == 0) ask_for(*args.ahead, value_ahead<Codec>(head_dim, i, b, h));
+        ask_for_value<Codec>(*args.ahead, head_dim, i, b, h);
         values[i][h] = value_codes<Codec>(args.tile, at, head_dim, i, b, h);
         if constexpr (kFlipsCodes<Codec>) {
           values[i][h] = b_flip(values[i][h], quad(scales.flips + 32 * b + 4 * i));

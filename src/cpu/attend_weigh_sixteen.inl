@@ -26,7 +26,7 @@ BANTAM_INLINE void weigh_block_in_place(const WeighArgs& args, const KvTileLayou
   ValueAcc<most> sums[R][2] = {};
   BANTAM_EACH_QUAD(i) {
     for (int h = 0; h < 2; ++h) {
-      if (Codec::bits == 8 || h == 0) ask_for(*args.ahead, value_ahead<Codec>(hd, i, b, h));
+      ask_for_value<Codec>(*args.ahead, hd, i, b, h);
       const Bytes values = value_codes<Codec>(args.tile, at, hd, i, b, h);
       for (int r = 0; r < R; ++r) {
         const Quad x = weight_quad(weights.u + (r * n_blocks + b) * 32 + 4 * i);

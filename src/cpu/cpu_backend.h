@@ -132,6 +132,7 @@ class CpuBackend final : public Backend {
     Piece now, next[kMost];
     int n = 0;          // of next
     bool last = false;  // nothing comes after those
+    int tiles = 0;      // how far ahead to ask where one stream is asked for
     PageView view;      // of the last of them
     PageAhead ahead;
     AheadLines lines;  // for the tile that is read
@@ -168,7 +169,7 @@ class CpuBackend final : public Backend {
   static int visible_in_page(const AttendStep& step, const AttendBlock& block, int row, int page);
   PageView view_page(const AttendStep& step, const AttendBlock& block, int page) const;
   static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
-                                     const PageView& next, int i);
+                                     const Upcoming& upcoming, int i);
   bool decide_next(const AttendStep& step, Upcoming& upcoming);
   const AheadLines* lines_ahead(const AttendStep& step, const PageView& view, int i,
                                 Upcoming& upcoming);
@@ -190,6 +191,7 @@ class CpuBackend final : public Backend {
   Queries queries_{};
   std::vector<ThreadScratch> scratch_;
   AttendPieces pieces_;
+  bool ask_streams_ = false;  // in the running step
   Shares shares_;
   std::atomic<int64_t> next_{0};
 };

@@ -129,14 +129,15 @@ struct MatmulArgs {
   float* scratch = nullptr;  // float path: w->cols floats of this thread
 };
 
-// Lines of memory that a kernel asks for, one for each line of the tile it reads: eight of each of
-// four places in turn. So a tile can be asked for in order, or four streams.
+// Lines of memory that a kernel asks for, one for each line of the tile it reads: eight neighbours
+// for each eight of its own.
 struct AheadLines {
-  const std::byte* at[4] = {};
-  int64_t step = 0;  // from eight lines of a place to its next eight
+  static constexpr int kEightBytes = 512;
+  static constexpr int kMost = 32 * 256 * 4 / kEightBytes;  // of floats, head size 256
+  const std::byte* eight[kMost] = {};
 
-  static AheadLines of_tile(const std::byte* tile) {
-    return {{tile, tile + 512, tile + 1024, tile + 1536}, 2048};
+  void of_tile(const std::byte* tile, int64_t tile_bytes) {
+    for (int64_t i = 0; i * kEightBytes < tile_bytes; ++i) eight[i] = tile + i * kEightBytes;
   }
 };
 inline constexpr AheadLines kNoLines;  // requests of addresses that nobody has do nothing

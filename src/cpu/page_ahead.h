@@ -27,21 +27,14 @@ class PageAhead {
   bool done() const { return left_ <= 0; }
 
   // As many lines as a tile of tile_bytes has: of `idle`, which the core has already, if all is
-  // asked for. Where a stream comes to its end or from K to V, the rest of its share of this tile
-  // asks for what happens to follow.
+  // asked for. Where a stream ends or goes on from K to V within eight lines, others are asked for.
   void take(int64_t tile_bytes, const std::byte* idle, AheadLines& out) {
-    if (done()) {
-      out = AheadLines::of_tile(idle);
-      return;
-    }
+    if (done()) return out.of_tile(idle, tile_bytes);
     left_ -= tile_bytes;
-    out.step = 512;
-    const int64_t eights = tile_bytes / 512, rest = tile_bytes % 512;
-    for (unsigned i = 0; i < kStreams; ++i) {
+    for (unsigned i = 0; tile_bytes > 0; ++i, tile_bytes -= AheadLines::kEightBytes) {
       int64_t& at = at_[(first_ + i) % kStreams];
-      out.at[i] = at < k_bytes_ ? k_ + at : v_ + (at - k_bytes_);
-      const int64_t more = eights % kStreams - i;
-      at += eights / kStreams * 512 + (more > 0 ? 512 : more == 0 ? rest : 0);
+      out.eight[i] = at < k_bytes_ ? k_ + at : v_ + (at - k_bytes_);
+      at += std::min<int64_t>(tile_bytes, AheadLines::kEightBytes);
     }
     // Every stream comes first once in four tiles, so that all get the same.
     ++first_;
