@@ -66,6 +66,42 @@ build() { # build PRESET [TARGET...]
   one "$preset-build" sh -c "cmake --preset $preset -DBUILD_TESTING=ON >/dev/null && cmake --build build/$preset -j 2 $*"
 }
 
+# Emulated programs are of one thread nearly all the time: both kinds at once.
+emulated_arm() {
+  local cpu program
+  for cpu in cortex-a57 cortex-a72 cortex-a76 max; do
+    for program in weights_test pack_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
+    one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam" build/release/bin/bantam
+  done
+  # Each CPU ran the tables it is there for.
+  one neon-ran grep -q 'sets: scalar neon$' build/logs/cortex-a72-weights_test.log
+  one dotprod-ran grep -q 'sets: scalar neon dotprod$' build/logs/cortex-a76-weights_test.log
+  one i8mm-ran grep -q 'sets: scalar neon dotprod i8mm$' build/logs/max-weights_test.log
+}
+
+emulated_x86() {
+  local cpu program
+  for cpu in Nehalem Haswell; do
+    for program in weights_test pack_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
+    one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam" build/release/bin/bantam
+  done
+  one scalar-ran grep -q 'sets: scalar$' build/logs/Nehalem-weights_test.log
+  one avx2-ran grep -q 'sets: scalar scalar_fma avx2$' build/logs/Haswell-weights_test.log
+}
+
+at_once() { # at_once FUNCTION...: side by side; a function that does not come to its end is a failure
+  local name counts
+  for name in "$@"; do
+    rm -f "build/logs/$name.counts"
+    (passed=0; failed=0; "$name"; echo "$passed $failed" >"build/logs/$name.counts") &
+  done
+  wait
+  for name in "$@"; do
+    read -r -a counts <"build/logs/$name.counts" || counts=(0 1)
+    passed=$((passed + counts[0])); failed=$((failed + counts[1]))
+  done
+}
+
 one install scripts/install_deps.sh test
 export BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 for stage in "${stages[@]}"; do
@@ -85,20 +121,7 @@ for stage in "${stages[@]}"; do
       one aarch64-glibc python3 tools/check_glibc.py build/aarch64/bin/bantam 2.27
       # Prime to the 22 row counts of the cases, so that each of them is met.
       export BANTAM_SAMPLE=$([ "$full" = 1 ] && echo 5 || echo 61)
-      for cpu in cortex-a57 cortex-a72 cortex-a76 max; do
-        for program in weights_test pack_test attend_test; do emulated "qemu-aarch64-static -cpu $cpu" "$cpu-$program" "build/aarch64/bin/$program"; done
-        one "$cpu-chat" scripts/chat_check.sh "qemu-aarch64-static -cpu $cpu build/aarch64/bin/bantam" build/release/bin/bantam
-      done
-      # Each CPU ran the tables it is there for.
-      one neon-ran grep -q 'sets: scalar neon$' build/logs/cortex-a72-weights_test.log
-      one dotprod-ran grep -q 'sets: scalar neon dotprod$' build/logs/cortex-a76-weights_test.log
-      one i8mm-ran grep -q 'sets: scalar neon dotprod i8mm$' build/logs/max-weights_test.log
-      for cpu in Nehalem Haswell; do
-        for program in weights_test pack_test attend_test; do emulated "qemu-x86_64-static -cpu $cpu" "$cpu-$program" "build/release/bin/$program"; done
-        one "$cpu-chat" scripts/chat_check.sh "qemu-x86_64-static -cpu $cpu build/release/bin/bantam" build/release/bin/bantam
-      done
-      one scalar-ran grep -q 'sets: scalar$' build/logs/Nehalem-weights_test.log
-      one avx2-ran grep -q 'sets: scalar scalar_fma avx2$' build/logs/Haswell-weights_test.log
+      at_once emulated_arm emulated_x86
       unset BANTAM_SAMPLE ;;
     dev)
       build dev || continue

@@ -258,16 +258,18 @@ void CpuBackend::add_page(const AttendStep& step, const Piece& piece,
     for (const int end = i + group; i < end; ++i, out += hd) {
       const float* acc = scratch.acc + i * acc_stride(hd);
       float *m = queries_.m + index + i, *l = queries_.l + index + i;
+      // Queries are rounded elsewhere by now: sums lie there, for rows of the output are far apart.
+      float* sum = step.q + (index + i) * hd;
       if (page == 0) {
         // The first page is every row's first: nothing is merged.
         *m = scratch.m[i];
         *l = scratch.l[i];
-        std::memcpy(out, acc, static_cast<size_t>(hd) * sizeof(float));
+        std::memcpy(sum, acc, static_cast<size_t>(hd) * sizeof(float));
       } else if (sees) {
-        kernels_.merge(hd, m, l, out, scratch.m[i], scratch.l[i], acc);
+        kernels_.merge(hd, m, l, sum, scratch.m[i], scratch.l[i], acc);
       }
       if (!last) continue;
-      kernels_.finish(hd, out, *l, out);
+      kernels_.finish(hd, sum, *l, out);
       if (plan.rotation_v() > 0) kernels_.rotate(out, hd, plan.rotation_v());
     }
   }
