@@ -91,11 +91,13 @@ emulated_x86() {
 
 at_once() { # at_once FUNCTION...: side by side; a function that does not come to its end is a failure
   local name counts
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
   for name in "$@"; do
     rm -f "build/logs/$name.counts"
     (passed=0; failed=0; "$name"; echo "$passed $failed" >"build/logs/$name.counts") &
   done
   wait
+  trap - INT TERM
   for name in "$@"; do
     read -r -a counts <"build/logs/$name.counts" || counts=(0 1)
     passed=$((passed + counts[0])); failed=$((failed + counts[1]))

@@ -189,6 +189,11 @@ MUTANTS = [
            "sums of pairs are widened after they may have overflowed"),
     Mutant("src/cpu/vec_avx2_products.h", "avx2", "of.high.template total<16>()", "of.high.template total<8>()",
            "the upper half bytes of weights count half"),
+    # ---- pages ahead, sums that lie together
+    Mutant("src/cpu/attend_pieces.cc", "", "(std::memory_order_relaxed) + 2 * team_ <=", "(std::memory_order_relaxed) <=",
+           "a thread takes the last pages long before it computes them", ("pieces_test",)),
+    Mutant("src/cpu/cpu_attend.cc", "", "step.q + (index + i) * hd;", "step.q + (index / group + i) * hd;",
+           "sums of one head lie on those of others", BACKEND),
 ]
 
 SETS = {"": [], "avx512": ["avx512"], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

@@ -32,16 +32,11 @@ class AttendPieces {
   void reserve(size_t most_blocks, int most_threads);
 
   // One thread: a step's blocks, and then how many threads share them.
-  void clear() {
-    blocks_.clear();
-    n_pages_ = 0;
-  }
+  void clear() { blocks_.clear(); }
   void add(const AttendBlock& block) {
     CHECK(blocks_.size() < blocks_.capacity());
     blocks_.push_back(block);
-    n_pages_ += block.n_pages;
   }
-  int64_t n_pages() const { return n_pages_; }  // of all blocks
   void share(int team);
 
   // A thread's first piece, then what it computes after `at`.
@@ -68,7 +63,6 @@ class AttendPieces {
 
   std::vector<AttendBlock> blocks_;
   std::vector<Turns> turns_;
-  int64_t n_pages_ = 0;
   bool few_ = false;
   int team_ = 1;
   std::atomic<int64_t> n_taken_{0};  // blocks, where they are many

@@ -150,7 +150,10 @@ BANTAM_INLINE void score_float_rows(const ScoreArgs& args, const std::byte* tile
 #if defined(BANTAM_AHEAD_STREAMS)
         static_assert(K % 8 == 0);
         if (ask && at % 64 == 0) {
-          if (k % 8 == 0) eight = line_ahead(*args.ahead, asked), asked += 512;
+          if (k % 8 == 0) {
+            eight = line_ahead(*args.ahead, asked);
+            asked += AheadLines::kEightBytes;
+          }
           __builtin_prefetch(eight + k % 8 * 64, 0, kPrefetchLevel);
         }
 #else

@@ -23,10 +23,16 @@ int tiles_ahead(const AttentionPlan& plan) {
   return static_cast<int>(std::clamp<int64_t>(9216 / bytes, 2, 4));
 }
 
-// A layer whose pages are so many bytes will not be in a cache when its turn comes again. From
-// caches, which answer soon, some tiles ahead in one stream are better: Xeon, q8_0 of SmolLM2 at
-// depth 2,048 (0.8 MiB of each layer) 0.79 ms a token, in four streams 0.91.
-constexpr int64_t kFromMemory = 2 << 20;
+// Whether KV is better asked for a page ahead in four streams than some tiles ahead in one. A layer
+// whose pages are 2 MiB will not be in a cache when its turn comes again; from caches, which answer
+// soon, one stream is better: Xeon, q8_0 of SmolLM2 at depth 2,048 (0.8 MiB of each layer) 0.79 ms
+// a token, in four streams 0.91. And L2 must have room for two pages: pages of 192 KiB (f32 beside
+// f16, head size 128) 24.8 GB/s in one stream, 26.6 in four; of 256 KiB (f16, head size 256) 24.2
+// and 22.7.
+bool streams_are_better(const AttentionPlan& plan, int64_t n_pages) {
+  const int64_t page_bytes = kPageTiles * (plan.tile_bytes_k() + plan.tile_bytes_v());
+  return n_pages * page_bytes >= 2 << 20 && page_bytes <= 192 << 10;
+}
 
 // Where the queries for the pages that shifts left behind start, among all queries of a step.
 int64_t kept_index(const AttendStep& step, bool kept) {
@@ -132,33 +138,35 @@ int CpuBackend::visible_in_page(const AttendStep& step, const AttendBlock& block
 }
 
 // What comes after all that is known to come.
-bool CpuBackend::decide_next(const AttendStep& step, Upcoming& upcoming) {
-  if (upcoming.last || upcoming.n == Upcoming::kMost) return false;
+void CpuBackend::decide_next(const AttendStep& step, Upcoming& upcoming) {
+  if (upcoming.last || upcoming.n == Upcoming::kMost) return;
   const Piece next = pieces_.next(upcoming.n == 0 ? upcoming.now : upcoming.next[upcoming.n - 1]);
   upcoming.last = next.block == nullptr;
-  if (upcoming.last) return false;
+  if (upcoming.last) return;
   upcoming.next[upcoming.n++] = next;
   const PageView view = view_page(step, *next.block, next.page);
   upcoming.view = view;
   upcoming.ahead.start(view.k, view.n_tiles * step.plan->tile_bytes_k(), view.v,
                        view.n_tiles * step.plan->tile_bytes_v());
-  return true;
 }
 
 // What to ask for while tile i of the K tiles and then the V tiles of a page is read.
 const AheadLines* CpuBackend::lines_ahead(const AttendStep& step, const PageView& view, int i,
                                           Upcoming& upcoming) {
   const AttentionPlan& plan = *step.plan;
-  const bool soon = i >= 2 * view.n_tiles - std::min(view.n_tiles, upcoming.tiles);
-  if (ask_streams_) {
-    if (upcoming.ahead.done() && (soon || pieces_.plenty_after(upcoming.now))) {
-      decide_next(step, upcoming);
-    }
+  if (i == 0) {
+    if (upcoming.n == 0) upcoming.ahead = {};
+    upcoming.streams = ask_streams_ && (upcoming.n > 0 || pieces_.plenty_after(upcoming.now));
+  }
+  if (upcoming.streams) {
+    // A page that few positions are visible of is soon asked for.
+    if (upcoming.ahead.done()) decide_next(step, upcoming);
     const bool k = i < view.n_tiles;
     upcoming.ahead.take(k ? plan.tile_bytes_k() : plan.tile_bytes_v(), k ? view.k : view.v,
                         upcoming.lines);
     return &upcoming.lines;
   }
+  const bool soon = i >= 2 * view.n_tiles - std::min(view.n_tiles, upcoming.tiles);
   if (soon && upcoming.n == 0) decide_next(step, upcoming);
   const std::byte* tile = tile_ahead(plan, view, upcoming, i + upcoming.tiles);
   if (tile == nullptr) tile = tile_ahead(plan, view, upcoming, i);
@@ -167,13 +175,16 @@ const AheadLines* CpuBackend::lines_ahead(const AttendStep& step, const PageView
 }
 
 // Keeps the memory busy while weights are worked out. More lines at once hold up what is computed:
-// Xeon, 1.7B at depth 16,384, f16 26.6, 27.0, 27.4, 26.3, 26.3 GB/s with 0, 8, 16, 32, 64 lines.
+// Xeon, 1.7B at depth 16,384, f16 26.6, 27.0, 27.4, 26.3, 26.3 GB/s with 0, 8, 16, 32, 64 lines in
+// all.
 void CpuBackend::ask_some(Upcoming& upcoming) {
-  constexpr int kLines = 16;
-  if (upcoming.ahead.done()) return;
-  AheadLines& lines = upcoming.lines;
-  upcoming.ahead.take(kLines * 64, nullptr, lines);
-  for (int i = 0; i < kLines; ++i) __builtin_prefetch(lines.eight[i / 8] + i % 8 * 64, 0, 2);
+  if (!upcoming.streams || upcoming.ahead.done()) return;
+  constexpr int kLines = 4;  // of each stream
+  const std::byte* at[PageAhead::kStreams];
+  upcoming.ahead.take_some(kLines * 64, at);
+  for (const std::byte* lines : at) {
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(lines + i * 64, 0, 2);
+  }
 }
 
 void CpuBackend::score_page(const AttendStep& step, const PageView& view, float* s,
@@ -208,7 +219,7 @@ void CpuBackend::attend_page(const AttendStep& step, ThreadScratch& scratch, Upc
   const int hd = plan.shape().head_dim, group = plan.group(), n_queries = block.n_rows * group;
   const PageView view = view_page(step, block, piece.page);
   score_page(step, view, scratch.s, upcoming);
-  if (ask_streams_) ask_some(upcoming);
+  ask_some(upcoming);
   for (int row = 0, i = 0; row < block.n_rows; ++row) {
     const int visible = visible_in_page(step, block, row, piece.page);
     for (const int end = i + group; i < end; ++i) {
@@ -292,8 +303,10 @@ void CpuBackend::attend_pieces(const AttendStep& step, int thread) {
   }
 }
 
-// Blocks of query rows of one run, as even as they can be, for each KV head.
-void CpuBackend::make_blocks(const AttendStep& step) {
+// Blocks of query rows of one run, as even as they can be, for each KV head. Returns how many pages
+// of a head they read, each counted once.
+int64_t CpuBackend::make_blocks(const AttendStep& step) {
+  int64_t n_pages = 0;
   const int n_rows = static_cast<int>(step.rows.size());
   const int most = std::max(1, kBlockQueries / step.plan->group());
   pieces_.clear();
@@ -312,8 +325,11 @@ void CpuBackend::make_blocks(const AttendStep& step) {
                      static_cast<int>(range.end - range.begin), last_pos / kPagePositions + 1});
       }
     }
+    n_pages += int64_t{step.plan->shape().n_kv_heads} *
+               (step.rows[static_cast<size_t>(end - 1)].pos / kPagePositions + 1);
     first = end;
   }
+  return n_pages;
 }
 
 void CpuBackend::prepare_rows_and_stores(const AttendStep& step) {
@@ -333,13 +349,10 @@ void CpuBackend::prepare_rows_and_stores(const AttendStep& step) {
 void CpuBackend::attend(const AttendStep& step) {
   const int n_rows = static_cast<int>(step.rows.size());
   CHECK(n_rows <= shape_.max_rows);
-  make_blocks(step);
+  const int64_t n_pages = make_blocks(step);
   const int team = threads_for(n_rows);
   pieces_.share(team);
-  ask_streams_ =
-      kernels_.kv_streams &&
-      pieces_.n_pages() * kPageTiles * (step.plan->tile_bytes_k() + step.plan->tile_bytes_v()) >=
-          kFromMemory;
+  ask_streams_ = kernels_.kv_streams && streams_are_better(*step.plan, n_pages);
   next_.store(0, std::memory_order_relaxed);
   pool_.run(
       [&](int thread, int) {

@@ -130,10 +130,11 @@ class CpuBackend final : public Backend {
   struct Upcoming {
     static constexpr int kMost = 2;
     Piece now, next[kMost];
-    int n = 0;          // of next
-    bool last = false;  // nothing comes after those
-    int tiles = 0;      // how far ahead to ask where one stream is asked for
-    PageView view;      // of the last of them
+    int n = 0;             // of next
+    bool last = false;     // nothing comes after those
+    int tiles = 0;         // how far ahead to ask where one stream is asked for
+    PageView view;         // of the last of them
+    bool streams = false;  // whether the page that is read asks for another one
     PageAhead ahead;
     AheadLines lines;  // for the tile that is read
   };
@@ -165,12 +166,12 @@ class CpuBackend final : public Backend {
   void turn_query(const AttendStep& step, int row, int head, bool kept, float* x);
   void store_head(const AttendStep& step, int kv_head, bool values);
   void prepare_rows_and_stores(const AttendStep& step);
-  void make_blocks(const AttendStep& step);
+  int64_t make_blocks(const AttendStep& step);
   static int visible_in_page(const AttendStep& step, const AttendBlock& block, int row, int page);
   PageView view_page(const AttendStep& step, const AttendBlock& block, int page) const;
   static const std::byte* tile_ahead(const AttentionPlan& plan, const PageView& view,
                                      const Upcoming& upcoming, int i);
-  bool decide_next(const AttendStep& step, Upcoming& upcoming);
+  void decide_next(const AttendStep& step, Upcoming& upcoming);
   const AheadLines* lines_ahead(const AttendStep& step, const PageView& view, int i,
                                 Upcoming& upcoming);
   static void ask_some(Upcoming& upcoming);

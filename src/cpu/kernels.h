@@ -140,7 +140,13 @@ struct AheadLines {
     for (int64_t i = 0; i * kEightBytes < tile_bytes; ++i) eight[i] = tile + i * kEightBytes;
   }
 };
-inline constexpr AheadLines kNoLines;  // requests of addresses that nobody has do nothing
+// To ask for nothing that matters.
+static constexpr std::byte kNothing[AheadLines::kEightBytes] = {};
+static constexpr AheadLines kNoLines = [] {
+  AheadLines lines;
+  for (const std::byte*& eight : lines.eight) eight = kNothing;
+  return lines;
+}();
 
 // One tile of K against n_rows query rows (rows x heads of the group, in any order). Neither
 // queries nor signed codes of K are -128: encoders do not make it, and files that hold it are

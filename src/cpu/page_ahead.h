@@ -14,6 +14,8 @@ namespace bantam {
 
 class PageAhead {
  public:
+  static constexpr unsigned kStreams = 4;
+
   // k_bytes of tiles at k, then v_bytes at v, multiples of 64.
   void start(const std::byte* k, int64_t k_bytes, const std::byte* v, int64_t v_bytes) {
     k_ = k;
@@ -26,22 +28,32 @@ class PageAhead {
 
   bool done() const { return left_ <= 0; }
 
+  // So many bytes of each stream: where they lie.
+  void take_some(int64_t bytes, const std::byte** out) {
+    for (unsigned i = 0; i < kStreams; ++i) out[i] = next(i, bytes);
+    left_ -= kStreams * bytes;
+  }
+
   // As many lines as a tile of tile_bytes has: of `idle`, which the core has already, if all is
   // asked for. Where a stream ends or goes on from K to V within eight lines, others are asked for.
   void take(int64_t tile_bytes, const std::byte* idle, AheadLines& out) {
     if (done()) return out.of_tile(idle, tile_bytes);
     left_ -= tile_bytes;
     for (unsigned i = 0; tile_bytes > 0; ++i, tile_bytes -= AheadLines::kEightBytes) {
-      int64_t& at = at_[(first_ + i) % kStreams];
-      out.eight[i] = at < k_bytes_ ? k_ + at : v_ + (at - k_bytes_);
-      at += std::min<int64_t>(tile_bytes, AheadLines::kEightBytes);
+      out.eight[i] =
+          next((first_ + i) % kStreams, std::min<int64_t>(tile_bytes, AheadLines::kEightBytes));
     }
     // Every stream comes first once in four tiles, so that all get the same.
     ++first_;
   }
 
  private:
-  static constexpr unsigned kStreams = 4;
+  const std::byte* next(unsigned stream, int64_t bytes) {
+    const int64_t at = at_[stream];
+    at_[stream] += bytes;
+    return at < k_bytes_ ? k_ + at : v_ + (at - k_bytes_);
+  }
+
   const std::byte *k_ = nullptr, *v_ = nullptr;
   int64_t k_bytes_ = 0, left_ = 0;
   int64_t at_[kStreams] = {};

@@ -77,6 +77,7 @@ struct Ahead {
 };
 Ahead ahead;  // set once, by fill_avx512
 constexpr int kPrefetchLevel = 2;
+// Attention may ask for several streams (AheadLines); others know one tile to ask for.
 #define BANTAM_AHEAD_STREAMS 1
 BANTAM_INLINE int prefetch_bytes() { return ahead.bytes; }
 
