@@ -24,7 +24,7 @@ count() { # count NAME PASSED FAILED SECONDS
 
 one() { # one NAME COMMAND...: a single pass or fail
   local name=$1 start=$SECONDS; shift
-  if timeout "${LIMIT_S:-1500}" "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
+  if timeout -k 10 "${LIMIT_S:-1500}" "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
   else count "$name" 0 1 $((SECONDS - start)); tail -n 25 "build/logs/$name.log"; return 1; fi
 }
 
@@ -33,7 +33,7 @@ gtest() { emulated "" "$1-$2" "build/$1/bin/$2"; }
 emulated() { # emulated RUNNER NAME PROGRAM: GoogleTest's own totals; a crash or a skip is a failure
   local name=$2 start=$SECONDS ok bad skipped code
   # shellcheck disable=SC2086
-  BANTAM_FULL=$full timeout 1200 $1 "$3" >"build/logs/$name.log" 2>&1
+  BANTAM_FULL=$full timeout -k 10 1200 $1 "$3" >"build/logs/$name.log" 2>&1
   code=$?
   ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\?\..*/\1/p' "build/logs/$name.log" | tail -n 1)
   bad=$(grep -c '^\[  FAILED  \].*(\([0-9]*\) ms)' "build/logs/$name.log")
@@ -49,7 +49,7 @@ emulated() { # emulated RUNNER NAME PROGRAM: GoogleTest's own totals; a crash or
 script() { # script PRESET FILE: a Python test that prints its own totals as the last line
   local name="$1-$2" start=$SECONDS code last ok bad
   BANTAM_BIN=build/$1/bin BANTAM_SMOLLM2=build/models/SmolLM2-135M-Instruct.Q4_1.gguf BANTAM_FULL=$full \
-    timeout 1500 build/venv/bin/python "tests/$2.py" >"build/logs/$name.log" 2>&1
+    timeout -k 10 1500 build/venv/bin/python "tests/$2.py" >"build/logs/$name.log" 2>&1
   code=$?
   last=$(tail -n 1 "build/logs/$name.log")
   ok=$(sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p' <<<"$last")
