@@ -3,7 +3,8 @@ if(BANTAM_SANITIZE)
   set(isa_level -O1)
   set(isa_fma_level -O1)
   # Whether pointers wrap is not asked: address asks more of every access, requests ahead may lie
-  # anywhere, and isa_avx2.cc compiles in 149 s, not in 303 s (with address alone in 140 s).
+  # anywhere, and isa_avx2.cc compiles in 149 s, not in 309 to 483 s (on other CPUs; with address
+  # alone in 140 s).
   list(APPEND isa_level -fno-sanitize=pointer-overflow)
   # The fuzz targets are parsers; kernels have their own tests under the sanitizers.
   if(BANTAM_FUZZ)

@@ -1,4 +1,5 @@
-// PageAhead: what a thread asks for while it reads one page is the page after it, each line once.
+// PageAhead: what a thread asks for while it reads one page is the page after it, each line
+// once or, as the backend also asks between K and V, all but a few.
 #include "cpu/page_ahead.h"
 
 #include <gtest/gtest.h>
@@ -47,8 +48,8 @@ std::vector<const std::byte*> read_page(PageAhead& ahead, int n_tiles, int64_t k
     if (some && t == n_tiles && !ahead.done()) {
       const std::byte* at[PageAhead::kStreams];
       ahead.take_some(256, at);
-      for (const std::byte* lines : at) {
-        for (int i = 0; i < 256; i += 64) asked.push_back(lines + i);
+      for (const std::byte* some_lines : at) {
+        for (int i = 0; i < 256; i += 64) asked.push_back(some_lines + i);
       }
     }
     const int64_t bytes = t < n_tiles ? k : v;

@@ -175,8 +175,8 @@ const AheadLines* CpuBackend::lines_ahead(const AttendStep& step, const PageView
 }
 
 // Keeps the memory busy while weights are worked out. More lines at once hold up what is computed:
-// Xeon, 1.7B at depth 16,384, f16 26.6, 27.0, 27.4, 26.3, 26.3 GB/s with 0, 8, 16, 32, 64 lines in
-// all.
+// Xeon, 1.7B at depth 16,384, f16 26.6, 27.0, 27.4, 26.3, 26.3 GB/s with 0, 8, 16, 32, 64 lines
+// (then eight of a stream and more of others).
 void CpuBackend::ask_some(Upcoming& upcoming) {
   if (!upcoming.streams || upcoming.ahead.done()) return;
   constexpr int kLines = 4;  // of each stream
