@@ -177,9 +177,9 @@ MUTANTS = [
            "f_fma(f_set(sums.sum[b])", "sixteen registers: every row takes the first one's sums for the minima of keys"),
     Mutant("src/cpu/attend_scores_sixteen.inl", "avx2", "first ? f_zero() : f_load(out + 16 * h)",
            "first ? f_load(out + 16 * h) : f_load(out + 16 * h)", "sixteen registers: scores start from what was there before"),
-    Mutant("src/cpu/attend_scores_sixteen.inl", "avx2", "quad(args.q + int64_t{r} * hd + 32 * b + 4 * i)",
-           "quad(args.q + 32 * b + 4 * i)", "keys in place: the second row takes the first one's query"),
-    Mutant("src/cpu/attend_weigh_sixteen.inl", "avx2", "f_set(weights.c[pair])", "f_set(weights.c[b])",
+    Mutant("src/cpu/attend_scores_sixteen.inl", "avx2", "quad_now(args.q + int64_t{r} * hd + 32 * b + 4 * i)",
+           "quad_now(args.q + 32 * b + 4 * i)", "keys in place: the second row takes the first one's query"),
+    Mutant("src/cpu/attend_weigh_sixteen.inl", "avx2", "f_set(weights.c[pair + n * n_blocks])", "f_set(weights.c[pair])",
            "values in place: the second row takes the first one's scales"),
     Mutant("src/cpu/attend_weigh_sixteen.inl", "avx2", "if (sign_bytes(args.tile + at.scales + b * 64, sign)) return false;",
            "sign_bytes(args.tile + at.scales + b * 64, sign);", "values in place: negative scales of q8_0 count as positive"),
@@ -194,6 +194,11 @@ MUTANTS = [
            "a thread takes the last pages long before it computes them", ("pieces_test",)),
     Mutant("src/cpu/cpu_attend.cc", "", "step.q + (index + i) * hd;", "step.q + (index / group + i) * hd;",
            "sums of one head lie on those of others", BACKEND),
+    # ---- half bytes apart, flipped table values
+    Mutant("src/cpu/vec_avx2_products.h", "avx2", "b_store(high, b_field<4, 1>(weights));", "b_store(high, b_field<4, 0>(weights));",
+           "the lower half bytes of weights count as the upper ones, too"),
+    Mutant("src/cpu/attend_weigh.inl", "wide", "store_factors<kIsTable<Codec> ? 0 : Codec::bias>", "store_factors<kIsTable<Codec> ? 1 : Codec::bias>",
+           "values of iq4_nl with negative scales are one off"),
 ]
 
 SETS = {"": [], "avx512": ["avx512"], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

@@ -69,7 +69,7 @@ BANTAM_INLINE void score_block(const ScoreArgs& args, const KvTileLayout& at,
       for (int h = 0; h < 2; ++h) dots[h].acc = sum_start(sums.start[r * (hd / 32) + b]);
     }
     BANTAM_EACH_QUAD(i) {
-      const Quad x = quad(q + 4 * i);
+      const Quad x = quad_now(q + 4 * i);
       for (int h = 0; h < 2; ++h) dots[h].add(i, keys[i][h], x);
     }
     end_scores<Codec>(args, scales, sums, b, r, dots);
@@ -92,7 +92,7 @@ BANTAM_INLINE void score_block_in_place(const ScoreArgs& args, const KvTileLayou
       ask_for_key<Codec>(*args.ahead, b, i, h);
       const Bytes key = key_codes<Codec>(args.tile, at, 8 * b + i, h);
       for (int r = 0; r < R; ++r) {
-        dots[r][h].add(i, key, quad(args.q + int64_t{r} * hd + 32 * b + 4 * i));
+        dots[r][h].add(i, key, quad_now(args.q + int64_t{r} * hd + 32 * b + 4 * i));
       }
     }
   }

@@ -29,11 +29,18 @@ constexpr int kFewRows = 6;
 template <class Codec>
 struct RowWeights {
   static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32);  // whole groups
-  alignas(64) uint8_t u[kPairs * 32];
+  static constexpr bool splits = kSplitsWeights && kIsWide<Codec>;
+  static constexpr int kBytes = kPairs * 32;
+  alignas(64) uint8_t u[splits ? 2 * kBytes : kBytes];  // if split, lower and upper half bytes
   // NaN: not finite. +0: too small to count; then sums stay as they are, for none is ever -0.
   float c[kPairs];
   float minimum[Codec::minimum ? kPairs : 1];
   int32_t correction[kFlipsCodes<Codec> ? kPairs : 1];  // of the sums of codes
+
+  template <int Largest>
+  BANTAM_INLINE static auto quad_at(const uint8_t* four) {
+    return weight_quad<Largest>(four, four + (splits ? kBytes : 0));
+  }
 };
 
 // Which pairs are worked out together: from pair `first` on, `left` of them exist, others are
@@ -90,7 +97,7 @@ struct TileScales {
     if constexpr (kFlipsCodes<Codec>) {
       for (int i = 0; i < head_dim; i += 32) {
         sign_bytes(tile + at.scales + 2 * i, flips + i);
-        store_factors<Codec::bias>(flips + i, factors + i);
+        store_factors<kIsTable<Codec> ? 0 : Codec::bias>(flips + i, factors + i);
       }
     }
   }
@@ -154,7 +161,12 @@ BANTAM_INLINE void weigh_pairs(const WeighArgs& args, const TileScales<Codec>& s
     const Floats f0 = f_set(factor[some_lane<N>(k)]), f1 = f_set(factor[some_lane<N>(k + 1)]);
     u[k / 2] = weights_of(i_round(f_mul(w[k][0], f0)), i_round(f_mul(w[k][1], f0)),
                           i_round(f_mul(w[k + 1][0], f1)), i_round(f_mul(w[k + 1][1], f1)));
-    b_store(out.u + (pairs.first + k) * 32, u[k / 2]);
+    uint8_t* at = out.u + (pairs.first + k) * 32;
+    if constexpr (RowWeights<Codec>::splits) {
+      split_weights(at, at + RowWeights<Codec>::kBytes, u[k / 2]);
+    } else {
+      b_store(at, u[k / 2]);
+    }
   }
   if constexpr (kFlipsCodes<Codec>) {
     int blocks[N];
@@ -175,7 +187,7 @@ BANTAM_INLINE void weigh_all_pairs(const WeighArgs& args, const TileScales<Codec
 template <class Codec, bool Full>
 BANTAM_INLINE void weigh_tile_pairs(const WeighArgs& args, const TileScales<Codec>& scales,
                                     RowWeights<Codec>& out) {
-  if constexpr (Full && kKnownPairs) {
+  if constexpr (Full && (Codec::minimum ? kKnownPairsOfMinima : kKnownPairs)) {
     if (args.head_dim == 128) return weigh_all_pairs<Codec, 4, Full>(args, scales, out);
     if (args.head_dim == 64) return weigh_all_pairs<Codec, 2, Full>(args, scales, out);
   }
@@ -243,7 +255,7 @@ BANTAM_INLINE void add_quants(const ValueBlock<Codec>& block, const RowWeights<C
   ValueAcc<most> sums[N][2][kSumChains] = {};
   BANTAM_EACH_QUAD(i) {
     for (int n = 0; n < N; ++n) {
-      const Quad x = weight_quad(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
+      const auto x = weights.template quad_at<most>(weights.u + (pair + n * n_blocks) * 32 + 4 * i);
       for (int h = 0; h < 2; ++h) {
         value_add<most>(sums[n][h][i % kSumChains], i, block.values[i][h], x);
       }
@@ -300,7 +312,7 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
     weigh_tile_pairs<Codec, false>(args, scales, weights);
   }
 #if defined(BANTAM_SIXTEEN_REGISTERS)
-  if constexpr (kWeighedInPlace<Codec>) {
+  if constexpr (kRowsInPlace<Codec> != 0) {
     if (weigh_in_place<Codec>(args, at, weights)) return;
   }
 #endif
@@ -318,7 +330,7 @@ BANTAM_INLINE void weigh_rows_together(const WeighArgs& args) {
 
 template <class Codec>
 void weigh_quant_simd(const WeighArgs& all) {
-  if constexpr (Codec::bits != 8 && !kIsTable<Codec> && Codec::bias != 0) {
+  if constexpr (Codec::negative_scale) {
     if (all.n_rows <= kFewRows) return weigh_rows_together<FewRows<Codec>>(all);
   }
   WeighArgs args = all;

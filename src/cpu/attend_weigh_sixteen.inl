@@ -1,12 +1,13 @@
-// Weighted sums of q8_0 and q4_1 for one or two rows, where sixteen registers hold their sums but
-// not a block's codes as well: codes are multiplied where they are taken out. With more rows a
-// block is taken out once for all (attend_weigh.inl, which includes this); so are the other types,
-// whose signs and fifth bits want registers of their own.
+// Weighted sums of 8-bit values where sixteen registers hold the sums of two rows, but not a
+// block's codes as well: codes are multiplied where they are read, half a block at a time. The
+// other types are taken out once for all rows (attend_weigh.inl, which includes this): signs,
+// nibbles and fifth bits cost more than their way through memory.
 //
-// Zen 3, cycles for the values of a tile, head size 128, one and two rows, through memory -> in
-// place: q8_0 500, 795 -> 426, 720; q4_1 400, 606 -> 398, 566; but q5_1 610, 810 -> 851, 1110; q4_0
-// (flipped codes through memory) 387, 591 -> 528, 744; iq4_nl 616, 916 -> 600, 914.
-// AVX-VNNI has the same registers and was not measured.
+// Zen 4 by AVX2, cycles for the values of a tile of q8_0, head size 128, 1, 2, 4 and 64 rows, both
+// halves at once (sums in memory, half bytes of weights taken apart each time) -> this: 490, 870,
+// 1540, 20500 -> 423, 644, 1180, 17000. In place, too, q4_0 460, 595, 1170, through memory 400,
+// 550, 900; q5_1 666, 920, 1880 and 625, 825, 1220. AVX-VNNI has the same registers and was not
+// measured.
 #pragma once
 
 #include "cpu/attend_codes.inl"
@@ -15,52 +16,64 @@ namespace bantam {
 namespace {
 
 template <class Codec>
-constexpr bool kWeighedInPlace = !Codec::negative_scale && Codec::bits != 5;
+constexpr int kRowsInPlace = Codec::bits == 8 ? (kSplitsWeights ? kRowsTogether : 2) : 0;
 
-// Block b.
-template <class Codec, int R>
-BANTAM_INLINE void weigh_block_in_place(const WeighArgs& args, const KvTileLayout& at,
-                                        const RowWeights<Codec>& weights, int b) {
+// Half h of block b of R rows from r on; the first rows ask for the memory ahead. By pointers, for
+// these loops have few registers of either kind.
+template <class Codec, int R, bool Ask>
+BANTAM_INLINE void weigh_half_in_place(const WeighArgs& args, const RowWeights<Codec>& weights,
+                                       int b, int h, int r) {
   constexpr int most = kLargestValue<Codec>;
-  const int hd = args.head_dim, n_blocks = hd / 32;
-  ValueAcc<most> sums[R][2] = {};
+  const int hd = args.head_dim, n_blocks = hd / 32, pair = r * n_blocks + b;
+  const std::byte* codes = args.tile + value_offset<Codec>(hd, 0, b, h);
+  const uint8_t* u[R];
+  for (int n = 0; n < R; ++n) u[n] = weights.u + (pair + n * n_blocks) * 32;
+  ValueAcc<most> sums[R] = {};
   BANTAM_EACH_QUAD(i) {
-    for (int h = 0; h < 2; ++h) {
-      ask_for_value<Codec>(*args.ahead, hd, i, b, h);
-      const Bytes values = value_codes<Codec>(args.tile, at, hd, i, b, h);
-      for (int r = 0; r < R; ++r) {
-        const Quad x = weight_quad(weights.u + (r * n_blocks + b) * 32 + 4 * i);
-        value_add<most>(sums[r][h], i, values, x);
-      }
+    if constexpr (Ask) ask_for_value<Codec>(*args.ahead, hd, i, b, h);
+    const Bytes values = b_load(codes);
+    codes += value_offset<Codec>(hd, 1, 0, 0);
+    in_register(codes);
+    for (int n = 0; n < R; ++n) {
+      value_add<most>(sums[n], i, values, weights.template quad_at<most>(u[n] + 4 * i));
     }
   }
-  ask_for_rest<Codec>(*args.ahead, at, b);
-  for (int r = 0; r < R; ++r) {
-    const int pair = r * n_blocks + b;
-    for (int h = 0; h < 2; ++h) {
-      float* acc = args.acc + r * args.acc_stride + 32 * b + 16 * h;
-      const Floats old = args.first ? f_zero() : f_load(acc);
-      Floats out = f_fma(f_from_ints(value_sum<most>(sums[r][h])), f_set(weights.c[pair]), old);
-      if constexpr (Codec::minimum) out = f_add(out, f_set(weights.minimum[pair]));
-      f_store(acc, out);
+  for (int n = 0; n < R; ++n) {
+    float* acc = args.acc + (r + n) * args.acc_stride + 32 * b + 16 * h;
+    const Floats old = args.first ? f_zero() : f_load(acc);
+    const Floats c = f_set(weights.c[pair + n * n_blocks]);
+    f_store(acc, f_fma(f_from_ints(value_sum<most>(sums[n])), c, old));
+  }
+}
+
+template <class Codec, bool Ask>
+BANTAM_INLINE void weigh_rows_in_place(const WeighArgs& args, const RowWeights<Codec>& weights,
+                                       int b, int r) {
+  for (int h = 0; h < 2; ++h) {
+    if (r + 1 < args.n_rows) {
+      weigh_half_in_place<Codec, 2, Ask>(args, weights, b, h, r);
+    } else {
+      weigh_half_in_place<Codec, 1, Ask>(args, weights, b, h, r);
     }
   }
 }
 
-// Whether it was done: not where scales are negative, which those of these types never should be. A
-// row that sees nothing adds +0.
+// Whether it was done: not where scales are negative, which those of q8_0 never should be. A row
+// that sees nothing adds +0.
 template <class Codec>
 BANTAM_INLINE bool weigh_in_place(const WeighArgs& args, const KvTileLayout& at,
                                   const RowWeights<Codec>& weights) {
-  const int rows = args.n_rows;
-  if (rows > 2) return false;
+  if (args.n_rows > kRowsInPlace<Codec>) return false;
   alignas(32) uint8_t sign[32];
   for (int b = 0; b < args.head_dim / 32; ++b) {
     if (sign_bytes(args.tile + at.scales + b * 64, sign)) return false;
   }
   for (int b = 0; b < args.head_dim / 32; ++b) {
-    if (rows == 1) weigh_block_in_place<Codec, 1>(args, at, weights, b);
-    if (rows == 2) weigh_block_in_place<Codec, 2>(args, at, weights, b);
+    weigh_rows_in_place<Codec, true>(args, weights, b, 0);
+    for (int r = 2; r < args.n_rows; r += 2) {
+      weigh_rows_in_place<Codec, false>(args, weights, b, r);
+    }
+    ask_for_rest<Codec>(*args.ahead, at, b);
   }
   return true;
 }

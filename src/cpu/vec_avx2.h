@@ -50,7 +50,8 @@ constexpr bool kPairedRows = false;  // products of several rows: pairs_i8mm.inl
 constexpr int kWeighRows = 1;
 constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
-constexpr bool kKnownPairs = false;
+constexpr bool kKnownPairs = true;
+constexpr bool kKnownPairsOfMinima = false;
 #if defined(BANTAM_AVX_VNNI)
 constexpr bool kSumsStartAnywhere = true;
 #else
@@ -201,6 +202,8 @@ BANTAM_INLINE void f_store_partners(float* p, Floats x) {
 }
 template <class X>
 BANTAM_INLINE void in_memory(X&) {}
+// Compilers would rather keep eight multiples of a step in memory than add it.
+BANTAM_INLINE void in_register(const std::byte*& p) { asm("" : "+r"(p)); }
 template <int N>
 BANTAM_INLINE Floats f_some_trees(Floats* v) {
   return {{some_trees<N>(v, plus), _mm256_setzero_ps()}};
@@ -408,6 +411,13 @@ BANTAM_INLINE Quad quad(const void* four) {
   int32_t x;
   __builtin_memcpy(&x, four, 4);
   return _mm256_set1_epi32(x);
+}
+// The same by one load, here and now: in the loops of attention compilers would load several quads
+// into other registers first.
+BANTAM_INLINE Quad quad_now(const void* four) {
+  Quad out;
+  asm("vpbroadcastd %1, %0" : "=x"(out) : "m"(*static_cast<const char(*)[4]>(four)));
+  return out;
 }
 // Quad number I of Together that lie side by side, as a factor of the products of weights.
 template <int I, int Together>

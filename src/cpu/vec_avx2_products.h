@@ -19,11 +19,15 @@ BANTAM_INLINE Bytes bit_code(Bytes word) {
   const Bytes nibble = b_field<4, K / 4>(word);
   return {{_mm256_shuffle_epi8(table, nibble.v[0]), _mm256_shuffle_epi8(table, nibble.v[1])}};
 }
-BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
 constexpr bool kValueCorrection = false;
 BANTAM_INLINE Ints value_correction(const Bytes*, int) { return i_zero(); }
 
 #if defined(BANTAM_AVX_VNNI)
+constexpr bool kSplitsWeights = false;
+template <int>
+BANTAM_INLINE Quad weight_quad(const uint8_t* four, const uint8_t*) {
+  return quad_now(four);
+}
 struct BitAcc {
   Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
 };
@@ -96,12 +100,16 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
 
+// Sums that compilers would otherwise add up in another order, for which there are too few
+// registers.
+BANTAM_INLINE void in_order(__m256i& sum) { asm("" : "+x"(sum)); }
 // Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad. -128 has
 // no negative: ScoreArgs.
 BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 2; ++i) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(code.v[i], x));
     acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    in_order(acc.sum.v[i]);
   }
 }
 // Sums of products, pairs of which are up to Most: in 16 bits for as many quads as fit, then wider.
@@ -117,6 +125,7 @@ struct PairAcc {
     for (int i = 0; i < 2; ++i) {
       const __m256i pair = _mm256_maddubs_epi16(unsigned_bytes.v[i], signed_bytes.v[i]);
       pairs.v[i] = quad % quads == 0 ? pair : _mm256_add_epi16(pairs.v[i], pair);
+      in_order(pairs.v[i]);
     }
     if (quads < 8 && (quad + 1) % quads == 0) sum = i_add(sum, widened(1));
   }
@@ -143,6 +152,22 @@ BANTAM_INLINE Ints code_sum(const CodeAcc<Largest>& acc) {
   return acc.template total<1>();
 }
 // Weights beside large values: their half bytes apart.
+constexpr bool kSplitsWeights = true;
+struct HalfQuads {
+  Quad low, high;
+};
+BANTAM_INLINE void split_weights(uint8_t* low, uint8_t* high, Bytes weights) {
+  b_store(low, b_field<4, 0>(weights));
+  b_store(high, b_field<4, 1>(weights));
+}
+template <int Largest>
+BANTAM_INLINE auto weight_quad(const uint8_t* four, const uint8_t* high) {
+  if constexpr (Largest == 128) {
+    return HalfQuads{quad_now(four), quad_now(high)};
+  } else {
+    return quad_now(four);
+  }
+}
 template <int Largest>
 struct ValueAcc {
   PairAcc<2 * 255 * Largest> acc;
@@ -153,13 +178,12 @@ struct ValueAcc<128> {
 };
 template <int Largest>
 BANTAM_INLINE void value_add(ValueAcc<Largest>& to, int i, Bytes values, Quad weights) {
-  if constexpr (Largest == 128) {
-    const __m256i half = _mm256_set1_epi8(15);
-    to.low.add(i, twice(_mm256_and_si256(weights, half)), values);
-    to.high.add(i, twice(_mm256_and_si256(_mm256_srli_epi16(weights, 4), half)), values);
-  } else {
-    to.acc.add(i, twice(weights), values);
-  }
+  to.acc.add(i, twice(weights), values);
+}
+template <int>
+BANTAM_INLINE void value_add(ValueAcc<128>& to, int i, Bytes values, HalfQuads weights) {
+  to.low.add(i, twice(weights.low), values);
+  to.high.add(i, twice(weights.high), values);
 }
 template <int Largest>
 BANTAM_INLINE Ints value_sum(const ValueAcc<Largest>& of) {

@@ -50,6 +50,7 @@ constexpr int kWeighRows = 2;
 constexpr int kSumChains = 2;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
+constexpr bool kKnownPairsOfMinima = true;
 // Whether sums of products in attention can start from any number (sum_start): then wide,
 // code and value sums are of one type.
 constexpr bool kSumsStartAnywhere = true;
@@ -294,7 +295,13 @@ template <int Largest>
 BANTAM_INLINE Ints code_sum(BitAcc acc) {
   return acc.v;
 }
-BANTAM_INLINE Quad weight_quad(const uint8_t* four) { return quad(four); }
+// Of the weights beside values up to Largest; where kSplitsWeights, those beside 128 are two half
+// bytes.
+constexpr bool kSplitsWeights = false;
+template <int>
+BANTAM_INLINE Quad weight_quad(const uint8_t* four, const uint8_t*) {
+  return quad(four);
+}
 template <int Largest>
 BANTAM_INLINE void value_add(BitAcc& acc, int, Bytes values, Quad weights) {
   dot_step(acc, weights, values);

@@ -55,6 +55,7 @@ constexpr int kWeighRows = 1;
 constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = false;
+constexpr bool kKnownPairsOfMinima = false;
 #if defined(BANTAM_DOTPROD)
 constexpr bool kSumsStartAnywhere = true;
 #else

@@ -32,7 +32,9 @@ BANTAM_INLINE int8x16_t bit_pair(int8x16_t word) {
   return out;
 }
 BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
-BANTAM_INLINE Quad weight_quad(const uint8_t* four) {
+constexpr bool kSplitsWeights = false;
+template <int>
+BANTAM_INLINE Quad weight_quad(const uint8_t* four, const uint8_t*) {
   return veorq_s8(quad(four), vdupq_n_s8(-128));
 }
 
