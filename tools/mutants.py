@@ -197,7 +197,7 @@ MUTANTS = [
     # ---- half bytes apart, flipped table values
     Mutant("src/cpu/vec_avx2_products.h", "avx2", "b_store(high, b_field<4, 1>(weights));", "b_store(high, b_field<4, 0>(weights));",
            "the lower half bytes of weights count as the upper ones, too"),
-    Mutant("src/cpu/attend_weigh.inl", "wide", "store_factors<kIsTable<Codec> ? 0 : Codec::bias>", "store_factors<kIsTable<Codec> ? 1 : Codec::bias>",
+    Mutant("src/cpu/attend_weigh.inl", "wide", "store_factors<kZeroPoint<Codec>>", "store_factors<kIsTable<Codec> ? 1 : kZeroPoint<Codec>>",
            "values of iq4_nl with negative scales are one off"),
 ]
 

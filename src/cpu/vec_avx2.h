@@ -52,6 +52,7 @@ constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
 constexpr bool kKnownPairsOfMinima = false;
+constexpr bool kFlipsTables = true;
 #if defined(BANTAM_AVX_VNNI)
 constexpr bool kSumsStartAnywhere = true;
 #else

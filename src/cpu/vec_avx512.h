@@ -51,6 +51,8 @@ constexpr int kSumChains = 2;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = true;
 constexpr bool kKnownPairsOfMinima = true;
+// Whether few rows of table values are flipped like codes (FewRows).
+constexpr bool kFlipsTables = true;
 // Whether sums of products in attention can start from any number (sum_start): then wide,
 // code and value sums are of one type.
 constexpr bool kSumsStartAnywhere = true;
