@@ -198,7 +198,7 @@ MUTANTS = [
     Mutant("src/cpu/vec_avx2_products.h", "avx2", "b_store(high, b_field<4, 1>(weights));", "b_store(high, b_field<4, 0>(weights));",
            "the lower half bytes of weights count as the upper ones, too"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "store_factors<kZeroPoint<Codec>>", "store_factors<kIsTable<Codec> ? 1 : kZeroPoint<Codec>>",
-           "values of iq4_nl with negative scales are one off"),
+           "values of iq4_nl take a zero point of 1"),
 ]
 
 SETS = {"": [], "avx512": ["avx512"], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

@@ -32,9 +32,10 @@ constexpr int kFewRows = 6;
 // Of pair r * (head_dim / 32) + b. Groups of pairs are filled up with copies of existing ones.
 template <class Codec>
 struct RowWeights {
-  static constexpr int kPairs = kRowsTogether * (kMostHeadDim / 32);  // whole groups
+  static constexpr int kRows = kFlipsCodes<Codec> ? kFewRows : kRowsTogether;
+  static constexpr int kPairs = kRows * (kMostHeadDim / 32);  // whole groups
   static constexpr bool splits = kSplitsWeights && kIsWide<Codec>;
-  static constexpr int kBytes = kPairs * 32;
+  static constexpr int kBytes = kPairs * 32 + 64;       // of a half; not a power of two apart
   alignas(64) uint8_t u[splits ? 2 * kBytes : kBytes];  // if split, lower and upper half bytes
   // NaN: not finite. +0: too small to count; then sums stay as they are, for none is ever -0.
   float c[kPairs];

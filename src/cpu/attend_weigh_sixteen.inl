@@ -30,9 +30,9 @@ BANTAM_INLINE void weigh_half_in_place(const WeighArgs& args, const RowWeights<C
   for (int n = 0; n < R; ++n) u[n] = weights.u + (pair + n * n_blocks) * 32;
   ValueAcc<most> sums[R] = {};
   BANTAM_EACH_QUAD(i) {
-    if constexpr (Ask) ask_for_value<Codec>(*args.ahead, hd, i, b, h);
+    if constexpr (Ask) ask_for_code<Codec>(*args.ahead, b, 8 * h + i);
     const Bytes values = b_load(codes);
-    codes += value_offset<Codec>(hd, 1, 0, 0);
+    if (i < 7) codes += value_offset<Codec>(hd, 1, 0, 0);
     in_register(codes);
     for (int n = 0; n < R; ++n) {
       value_add<most>(sums[n], i, values, weights.template quad_at<most>(u[n] + 4 * i));

@@ -416,9 +416,13 @@ BANTAM_INLINE Quad quad(const void* four) {
 // The same by one load, here and now: in the loops of attention compilers would load several quads
 // into other registers first.
 BANTAM_INLINE Quad quad_now(const void* four) {
+#if __has_feature(address_sanitizer)
+  return quad(four);  // whose access is checked
+#else
   Quad out;
   asm("vpbroadcastd %1, %0" : "=x"(out) : "m"(*static_cast<const char(*)[4]>(four)));
   return out;
+#endif
 }
 // Quad number I of Together that lie side by side, as a factor of the products of weights.
 template <int I, int Together>

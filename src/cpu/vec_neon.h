@@ -56,7 +56,6 @@ constexpr int kSumChains = 1;
 // Whether weights of head sizes 64 and 128 have code of their own.
 constexpr bool kKnownPairs = false;
 constexpr bool kKnownPairsOfMinima = false;
-// Not measured, and its weight_corrections take no negative factors.
 constexpr bool kFlipsTables = false;
 #if defined(BANTAM_DOTPROD)
 constexpr bool kSumsStartAnywhere = true;

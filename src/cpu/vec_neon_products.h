@@ -174,6 +174,7 @@ BANTAM_INLINE Ints value_correction(const Bytes* values, int step) {
 
 template <int Bias>
 BANTAM_INLINE void store_factors(uint8_t* signs, int8_t* out) {
+  static_assert(Bias > 0);  // weight_corrections takes no negative factors here
   for (int i = 0; i < 32; i += 16) {
     const int8x16_t sign = load_16(signs + i);
     vst1q_s8(out + i, vaddq_s8(sign, vdupq_n_s8(Bias)));
