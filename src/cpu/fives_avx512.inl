@@ -281,10 +281,10 @@ void matmul_q1_0_avx512(const MatmulArgs& args) {
 // Zen 4 looks sums up faster than it multiplies (a VPERMW and a VPADDW in 1.14 cycles, a VPDPBUSD
 // in 1; the lookups do 2.5 times the work); by its pipes Zen 5 should too, not measured. Intel has
 // one port for VPERMW and two for VPDPBUSD, so several rows are better multiplied there. A single
-// row: Zen 4 is faster with one stream, 1.7B 95 tok/s, with four 79 (streams_avx512.inl), which Intel
-// needs. Both kernels are in the table everywhere, for the tests. Pages of KV in four streams make
-// no difference on Zen 4: 1.7B at depth 16,384, medians of 12, q8_0 26 and 24 GB/s, q4_0 26 and 26,
-// f16 27 and 27.
+// row: Zen 4 is faster with one stream, 1.7B 95 tok/s, with four 79 (streams_avx512.inl), which
+// Intel needs. Both kernels are in the table everywhere, for the tests. Pages of KV in four streams
+// gain nothing on Zen 4: 1.7B at depth 16,384, in one and in four, medians of 9, q8_0 22.4, 20.5,
+// q4_0 34.9, 31.8, q5_1 27.2, 28.5, f16 13.1, 13.4 tok/s.
 void fill_tables_avx512(Kernels& table) {
   WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
   q1_0.matmul = matmul_q1_0_avx512;

@@ -66,8 +66,9 @@ constexpr int kWeighFloatRows = 6;  // the same of values
 constexpr int kFloatRowsInPlace = 4;
 constexpr int kFloatChannels = 24;
 // From turned_from rows on keys are turned, a position to a lane (attend_turned.inl), and shared by
-// kTurnedRows rows. Zen 4, cycles for the keys of a tile, 16 and 64 rows, not turned -> turned: f16,
-// head size 64 3460, 13000 -> 3460, 10600, head size 128 5840, 21600 -> 6400, 19800; f32 2990, 11300
+// kTurnedRows rows. Zen 4, cycles for the keys of a tile, 16 and 64 rows, not turned -> turned:
+// f16, head size 64 3460, 13000 -> 3460, 10600, head size 128 5840, 21600 -> 6400, 19800; f32 2990,
+// 11300
 // -> 3150, 10200 and 4880, 18950 -> 6250, 20100. So there it begins at 48.
 #define BANTAM_TURNED_KEYS 1
 constexpr int kTurnedRows = 4;
