@@ -69,6 +69,12 @@ struct SimdQ4_1 : SimdSmall<4, 32, 0> {
 struct SimdQ4_K : SimdSmall<4, 256, 0> {
   static constexpr int scales = 2240, block_bytes = 2304;
   static constexpr bool minimum = true, sub_scales = true;
+  // AVX2, cycles for 16 x 32 of a row: in any order 20.5, in order 23.5, for its ends want many
+  // registers.
+  template <class X>
+  static BANTAM_INLINE void add(Acc& acc, Bytes code, X x) {
+    small_add<false>(acc, code, x);
+  }
 };
 
 struct SimdQ8_0 {

@@ -42,7 +42,10 @@ BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
   BANTAM_BOTH(acc.sum.v[i] = _mm256_dpbusd_avx_epi32(acc.sum.v[i], code.v[i], x));
 }
 BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return acc.sum; }
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+template <bool = true>
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
+  bit_add(acc, code, x);
+}
 BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return acc.sum; }
 BANTAM_INLINE Bytes wide_code(Bytes codes) {
   BANTAM_BOTH(codes.v[i] = _mm256_xor_si256(codes.v[i], _mm256_set1_epi8(-128)));
@@ -70,6 +73,9 @@ BANTAM_INLINE Ints value_sum(const BitAcc& acc) {
   return acc.sum;
 }
 #else
+// Sums that compilers would otherwise add up in another order, for which there are too few
+// registers.
+BANTAM_INLINE void in_order(__m256i& sum) { asm("" : "+x"(sum)); }
 // Sixteen-bit sums of pairs: |code * x| summed over an accumulator's quads stays below 2^15.
 struct BitAcc {
   Ints pairs = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
@@ -79,16 +85,23 @@ struct WideAcc {
   Ints sum = {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
 };
 constexpr int kWideBias = 0;
-BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) {
-  BANTAM_BOTH(acc.pairs.v[i] =
-                  _mm256_add_epi16(acc.pairs.v[i], _mm256_maddubs_epi16(code.v[i], x)));
+template <bool InOrder>
+BANTAM_INLINE void pairs_add(BitAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 2; ++i) {
+    acc.pairs.v[i] = _mm256_add_epi16(acc.pairs.v[i], _mm256_maddubs_epi16(code.v[i], x));
+    if constexpr (InOrder) in_order(acc.pairs.v[i]);
+  }
 }
+BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { pairs_add<true>(acc, code, x); }
 BANTAM_INLINE Ints bit_sum(const BitAcc& acc) {
   Ints out;
   BANTAM_BOTH(out.v[i] = _mm256_madd_epi16(acc.pairs.v[i], _mm256_set1_epi16(1)));
   return out;
 }
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+template <bool InOrder = true>
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
+  pairs_add<InOrder>(acc, code, x);
+}
 BANTAM_INLINE Ints small_sum(const SmallAcc& acc) { return bit_sum(acc); }
 BANTAM_INLINE Bytes wide_code(Bytes codes) { return codes; }
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
@@ -100,9 +113,6 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
 
-// Sums that compilers would otherwise add up in another order, for which there are too few
-// registers.
-BANTAM_INLINE void in_order(__m256i& sum) { asm("" : "+x"(sum)); }
 // Products of attention (vec_avx512.h). The magnitude of x serves both halves of a quad. -128 has
 // no negative: ScoreArgs.
 BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) {

@@ -281,7 +281,11 @@ BANTAM_INLINE Bytes bit_code(Bytes word) {
 }
 BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
 BANTAM_INLINE Ints bit_sum(BitAcc acc) { return acc.v; }
-BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+// InOrder: vec_avx2_products.h.
+template <bool = true>
+BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
+  dot_step(acc, code, x);
+}
 BANTAM_INLINE Ints small_sum(SmallAcc acc) { return acc.v; }
 BANTAM_INLINE Bytes wide_code(Bytes signed_codes) {
   return _mm512_xor_si512(signed_codes, b_set(0x80));

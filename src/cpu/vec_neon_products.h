@@ -78,7 +78,7 @@ BANTAM_INLINE void bit_add(BitAcc& acc, Bytes code, X x) {
   wide_add(acc, code, x);
 }
 BANTAM_INLINE Ints bit_sum(const BitAcc& acc) { return wide_sum(acc); }
-template <class X>
+template <bool = true, class X>
 BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, X x) {
   wide_add(acc, code, x);
 }
