@@ -294,7 +294,7 @@ void fill_tables_avx512(Kernels& table) {
   if (amd) {
     q1_0.several = kFiveRows;
     ahead.bytes = 2048;
-    turned_from = 48;
+    turned_from_rows = 48;
   }
   q1_0.matmul_four = matmul_q1_0_four;
   q1_0.by_four = !amd;
