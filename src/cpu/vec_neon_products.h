@@ -107,6 +107,7 @@ struct SmallAcc {
   int16x8_t v[8] = {vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0),
                     vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)};
 };
+template <bool = true>
 BANTAM_INLINE void small_add(SmallAcc& acc, Bytes code, Quad x) {
   for (int i = 0; i < 4; ++i) {
     acc.v[2 * i] = vmlal_s8(acc.v[2 * i], vget_low_s8(code.v[i]), vget_low_s8(x));
