@@ -52,6 +52,7 @@ BANTAM_INLINE Bytes wide_code(Bytes codes) {
   return codes;
 }
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
+BANTAM_INLINE void six_bits_add(WideAcc& acc, Bytes code, Quad x) { bit_add(acc, code, x); }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }
 BANTAM_INLINE BitAcc sum_start(int32_t x) { return {i_set(x)}; }
 // Products of attention (vec_avx512.h).
@@ -109,6 +110,14 @@ BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) {
     const __m256i pairs =
         _mm256_maddubs_epi16(_mm256_abs_epi8(code.v[i]), _mm256_sign_epi8(x, code.v[i]));
     acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+}
+// Codes from 0 to 63, whose pairs of products fit 16 bits: no sign is lent.
+BANTAM_INLINE void six_bits_add(WideAcc& acc, Bytes code, Quad x) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pairs = _mm256_maddubs_epi16(code.v[i], x);
+    acc.sum.v[i] = _mm256_add_epi32(acc.sum.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    in_order(acc.sum.v[i]);
   }
 }
 BANTAM_INLINE Ints wide_sum(const WideAcc& acc) { return acc.sum; }

@@ -292,6 +292,8 @@ BANTAM_INLINE Bytes wide_code(Bytes signed_codes) {
   return _mm512_xor_si512(signed_codes, b_set(0x80));
 }
 BANTAM_INLINE void wide_add(WideAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
+// Codes from 0 to 63.
+BANTAM_INLINE void six_bits_add(WideAcc& acc, Bytes code, Quad x) { dot_step(acc, code, x); }
 BANTAM_INLINE Ints wide_sum(WideAcc acc) { return acc.v; }
 // Products of attention: keys as signed bytes, as codes up to Largest, values up to Largest; of the
 // quads i = 0 to 7 of a block in turn.

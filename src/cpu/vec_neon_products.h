@@ -136,6 +136,10 @@ BANTAM_INLINE Ints wide_sum(const WideAcc& acc) {
 }
 #endif
 
+template <class X>
+BANTAM_INLINE void six_bits_add(WideAcc& acc, Bytes code, X x) {
+  wide_add(acc, code, x);
+}
 // Products of attention (vec_avx512.h).
 BANTAM_INLINE void wide_key_add(WideAcc& acc, Bytes code, Quad x) { wide_add(acc, code, x); }
 template <int Largest>

@@ -173,7 +173,7 @@ BANTAM_INLINE void q6_k_sums(const std::byte* block, int sub, const int8_t* x, I
     const Bytes code = q6_k_code<K>(block, sub);
     unrolled<T>([&](auto row) __attribute__((always_inline)) {
       constexpr int t = decltype(row)::value;
-      wide_add(dot[t], code, quad_of<K * Width + t, 4 * Width>(x));
+      six_bits_add(dot[t], code, quad_of<K * Width + t, 4 * Width>(x));
     });
   });
   for (int t = 0; t < T; ++t) s[t] = wide_sum(dot[t]);
