@@ -572,7 +572,7 @@ TEST(Floats, ManyRowsAreScalarsBits) {
         for (float& x : row) x = std::normal_distribution<float>()(random);
         scalar.kv[static_cast<int>(type)].store_k(row.data(), hd, pos, tile.data());
       }
-      for (const int n : {1, 2, 3, 5, 6, 7, 15, 16, 17, 18, 19, 23, 40, 64}) {
+      for (const int n : {1, 2, 3, 5, 6, 7, 15, 16, 17, 18, 19, 23, 40, 47, 48, 49, 64, 65}) {
         std::vector<float> q(static_cast<size_t>(n * hd)), scale(static_cast<size_t>(n)), p(static_cast<size_t>(n * 40));
         std::vector<int32_t> visible(static_cast<size_t>(n));
         for (float& x : q) x = std::normal_distribution<float>()(random);
@@ -609,7 +609,7 @@ TEST(Floats, ManyRowsAreScalarsBits) {
       }
     }
   }
-  EXPECT_EQ(executed, 3 * 5 * 14 * static_cast<int>(isas().size()));
+  EXPECT_EQ(executed, 3 * 5 * 18 * static_cast<int>(isas().size()));
 }
 
 // The same of quantized values: rows around the kernels' groups, every head size, scales of both signs, -0 and infinite, weights

@@ -199,6 +199,11 @@ MUTANTS = [
            "the lower half bytes of weights count as the upper ones, too"),
     Mutant("src/cpu/attend_weigh.inl", "wide", "store_factors<kZeroPoint<Codec>>", "store_factors<kIsTable<Codec> ? 1 : kZeroPoint<Codec>>",
            "values of iq4_nl take a zero point of 1"),
+    # ---- turned float keys
+    Mutant("src/cpu/attend_turned.inl", "avx2", "f_set(q[n * hd + c + j])", "f_set(q[c + j])",
+           "turned keys: every row takes the first one's query"),
+    Mutant("src/cpu/vec_avx2.h", "avx2", "_mm_loadu_ps(p + 4 * stride), 1);", "_mm_loadu_ps(p + 3 * stride), 1);",
+           "turned keys: the upper four positions are one off"),
 ]
 
 SETS = {"": [], "avx512": ["avx512"], "scalar": ["scalar", "scalar_fma"], "avx2": ["avx2"], "all": ["scalar", "scalar_fma", "avx2", "avxvnni", "avx512"]}

@@ -187,7 +187,7 @@ BANTAM_INLINE void score_floats(const ScoreArgs& args, const std::byte* tile, bo
 template <class Float>
 void scores_float_simd(const ScoreArgs& args) {
 #if defined(BANTAM_TURNED_KEYS)
-  if (args.n_rows >= turned_from(args.head_dim)) return score_turned<Float>(args);
+  if (args.n_rows >= turned_from(args.head_dim, Float::bytes)) return score_turned<Float>(args);
 #endif
   if (Float::bytes == 4 || args.n_rows <= kFloatRowsInPlace) {
     return score_floats<Float>(args, args.tile, true);

@@ -14,7 +14,7 @@ namespace {
 // Few rows of codes with a zero point. A value is code - bias; where the scale is negative the bits
 // of the code are flipped and the value is code - (bias - 1). Nothing is subtracted from codes
 // then, but once from their sum: the weights times bias or bias - 1. With many rows this costs
-// more than subtracting. So with signed values of a table, whose bias is 0.
+// more than subtracting. Values of tables are flipped likewise: their bias is 0.
 template <class Codec>
 struct FewRows : Codec {};
 // Values of tables are signed already, though their codes are not.

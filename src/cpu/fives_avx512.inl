@@ -283,7 +283,7 @@ void matmul_q1_0_avx512(const MatmulArgs& args) {
 // one port for VPERMW and two for VPDPBUSD, so several rows are better multiplied there. A single
 // row: Zen 4 is faster with one stream, 1.7B 95 tok/s, with four 79 (streams_avx512.inl), which
 // Intel needs. Both kernels are in the table everywhere, for the tests. Pages of KV in four streams
-// gain nothing on Zen 4: 1.7B at depth 16,384, in one and in four, medians of 9, q8_0 22.4, 20.5,
+// are no gain on Zen 4: 1.7B at depth 16,384, in one and in four, medians of 9, q8_0 22.4, 20.5,
 // q4_0 34.9, 31.8, q5_1 27.2, 28.5, f16 13.1, 13.4 tok/s.
 void fill_tables_avx512(Kernels& table) {
   WeightKernels& q1_0 = table.weight[static_cast<int>(WeightType::q1_0)];
@@ -294,7 +294,7 @@ void fill_tables_avx512(Kernels& table) {
   if (amd) {
     q1_0.several = kFiveRows;
     ahead.bytes = 2048;
-    turned_from_rows = 48;
+    turned = {48, 256};
   }
   q1_0.matmul_four = matmul_q1_0_four;
   q1_0.by_four = !amd;

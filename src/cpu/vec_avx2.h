@@ -66,14 +66,15 @@ constexpr int kFloatRows = 2;
 constexpr int kWeighFloatRows = 2;  // the same of values
 constexpr int kFloatRowsInPlace = 2;
 constexpr int kFloatChannels = 4;
-// From turned_from(head size) rows on keys are turned (attend_turned.inl), kTurnedRows at a time.
-// Zen 4 by AVX2, cycles for the keys of a tile, 16, 32 and 64 rows, not turned -> turned: head size
-// 64 f16 3620, 7200, 13940 -> 3480, 6010, 10990, f32 3660, 7350, 14640 -> 3320, 5830, 10790; head
-// size 128, where trees weigh less and L1 is too small, 64 rows f16 22600 -> 25300, f32 23100 ->
-// 24300.
+// From so many rows on keys are turned (attend_turned.inl), kTurnedRows at a time. Zen 4 by AVX2,
+// cycles for the keys of a tile, 16, 32 and 64 rows, not turned -> turned: head size 64 f16 3620,
+// 7200, 13940 -> 3480, 6010, 10990, f32 3660, 7350, 14640 -> 3320, 5830, 10790; head size 128,
+// where trees weigh less and L1 is too small, 64 rows f16 22600 -> 25300, f32 23100 -> 24300.
+// AVX-VNNI was not measured.
 #define BANTAM_TURNED_KEYS 1
 constexpr int kTurnedRows = 2;
-BANTAM_INLINE int turned_from(int head_dim) { return head_dim <= 64 ? 16 : 1 << 30; }
+constexpr int kNeverTurned = 1 << 30;
+BANTAM_INLINE int turned_from(int head_dim, int) { return head_dim <= 64 ? 16 : kNeverTurned; }
 BANTAM_INLINE int prefetch_bytes() { return 2048; }
 constexpr int kPrefetchLevel = 2;
 

@@ -65,15 +65,22 @@ constexpr int kFloatRows = 2;
 constexpr int kWeighFloatRows = 6;  // the same of values
 constexpr int kFloatRowsInPlace = 4;
 constexpr int kFloatChannels = 24;
-// From turned_from(head size) rows on keys are turned, a position to a lane (attend_turned.inl),
-// and shared by kTurnedRows rows. Zen 4, cycles for the keys of a tile, 16 and 64 rows, not turned
-// -> turned: f16, head size 64 3460, 13000 -> 3460, 10600, head size 128 5840, 21600 -> 6400,
-// 19800; f32 2990, 11300
-// -> 3150, 10200 and 4880, 18950 -> 6250, 20100. So there it begins at 48.
+// From turned_from(head size, bytes of a float) rows on keys are turned, a position to a lane
+// (attend_turned.inl), and shared by kTurnedRows rows. Zen 4, cycles for the keys of a tile, 16 and
+// 64 rows, not turned -> turned: head size 64 f16 3460, 13000 -> 3460, 10600, f32 2990, 11300 ->
+// 3150, 10200; 128 f16 5840, 21600 -> 6400, 19800, f32 4880, 18950 -> 6250, 20100. By these 48 rows
+// gain there; larger heads were not measured.
 #define BANTAM_TURNED_KEYS 1
 constexpr int kTurnedRows = 4;
-[[maybe_unused]] int turned_from_rows = 16;  // set once, by fill_avx512
-[[maybe_unused]] inline int turned_from(int) { return turned_from_rows; }
+constexpr int kNeverTurned = 1 << 30;
+struct Turned {
+  int from_rows = 16;
+  int most_float_bytes = 1 << 30;  // of a key
+};
+[[maybe_unused]] Turned turned;  // set once, by fill_avx512
+BANTAM_INLINE int turned_from(int head_dim, int float_bytes) {
+  return head_dim * float_bytes <= turned.most_float_bytes ? turned.from_rows : kNeverTurned;
+}
 // How far ahead of a single row the next bytes of the packed stream are asked for, and into which
 // cache: 2 is L2. Measured on tg64 in tok/s. Xeon, 1.7B Q1_0, L1, 1, 2, 4, 8, 16 KiB: 56, 62, 71,
 // 74, 73. Zen 4, SmolLM2 Q4_1, L2, none, 2, 8 KiB: 325, 341, 261; asking for L1 halves its speed.
