@@ -5,7 +5,7 @@
 //
 // Zen 4 by AVX2, cycles for the values of a tile of q8_0, head size 128, 1, 2, 4 and 64 rows, both
 // halves at once (sums in memory, half bytes of weights taken apart each time) -> this: 487, 870,
-// 1540, 20300 -> 423, 644, 1180, 17000. In place, too, q4_0 460, 595, 1170, through memory 400,
+// 1540, 20300 -> 423, 645, 1180, 17000. In place, too, q4_0 460, 595, 1170, through memory 400,
 // 550, 900; q5_1 666, 920, 1880 and 625, 825, 1220. AVX-VNNI has the same registers and was not
 // measured.
 #pragma once
