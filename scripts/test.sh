@@ -22,7 +22,6 @@ count() { # count NAME PASSED FAILED SECONDS
   grep -hs '^not run: ' "build/logs/$1.log" || true
 }
 
-program_s=$([ "$full" = 1 ] && echo 7200 || echo 1200)  # limit of a GoogleTest program, against hangs
 one() { # one NAME COMMAND...: a single pass or fail
   local name=$1 start=$SECONDS; shift
   if timeout -k 10 "${LIMIT_S:-1500}" "$@" >"build/logs/$name.log" 2>&1; then count "$name" 1 0 $((SECONDS - start))
@@ -34,7 +33,7 @@ gtest() { emulated "" "$1-$2" "build/$1/bin/$2"; }
 emulated() { # emulated RUNNER NAME PROGRAM: GoogleTest's own totals; a crash or a skip is a failure
   local name=$2 start=$SECONDS ok bad skipped code
   # shellcheck disable=SC2086
-  BANTAM_FULL=$full timeout -k 10 "$program_s" $1 "$3" >"build/logs/$name.log" 2>&1
+  BANTAM_FULL=$full timeout -k 10 1200 $1 "$3" >"build/logs/$name.log" 2>&1
   code=$?
   ok=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\?\..*/\1/p' "build/logs/$name.log" | tail -n 1)
   bad=$(grep -c '^\[  FAILED  \].*(\([0-9]*\) ms)' "build/logs/$name.log")
